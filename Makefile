@@ -1,0 +1,47 @@
+# Two commands are all a new machine needs: `make train` and `make test`.
+# They bring uv into this folder (.uv/), sync the locked environment (.venv/) and run; nothing is installed elsewhere.
+
+PYTHON ?= python3
+UV     := .uv/bin/uv
+RUN    := $(UV) run --no-sync
+
+.PHONY: train test check lint types prove env env-test clean
+
+train: env
+	$(RUN) dinghai train
+
+test: env-test
+	$(RUN) pytest
+
+check: env-test lint types
+	$(RUN) pytest
+
+lint:
+	$(RUN) ruff check src tests benchmarks
+	$(RUN) ruff format --check src tests benchmarks
+
+types:
+	$(RUN) mypy
+
+# The long proofs; their results stand in BENCHMARKS.md.
+prove: env-test
+	$(RUN) pytest -m slow
+	$(RUN) python benchmarks/first_run.py
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+env: $(UV) .venv/.synced-train
+env-test: $(UV) .venv/.synced-test
+
+.venv/.synced-train: uv.lock pyproject.toml | $(UV)
+	$(UV) sync --locked --inexact --no-dev --extra tasks --extra lora
+	@touch $@
+
+.venv/.synced-test: uv.lock pyproject.toml | $(UV)
+	$(UV) sync --locked --inexact --all-extras
+	@touch $@ .venv/.synced-train
+
+clean:
+	rm -rf .venv .uv

@@ -1,0 +1,287 @@
+"""Every setting of a run, typed, with its unit, default and usual range. Imports no torch, so `--help` is instant.
+
+A TOML file has the same tables and keys as these classes; `--table.key value` on the command line overrides it.
+Unknown keys are refused. Nothing here is read by nobody: `tests/test_settings_are_read.py` proves it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base: unknown keys are refused, values are checked, NaN and infinity are not numbers one can set."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=())
+
+
+class RunSettings(Settings):
+    """Where the run lives and how long it is."""
+
+    name: str | None = Field(None, description="folder under `folder`; by default the task and the first free number")
+    folder: str = Field("runs", description="folder that holds the runs")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of everything random in the run")
+    steps: PositiveInt = Field(40, description="training steps; each draws one batch of rollouts")
+    sinks: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="where metrics go beside metrics.jsonl; each needs the extra of its name"
+    )
+
+    @model_validator(mode="after")
+    def _name_is_one_folder(self) -> RunSettings:
+        if self.name is not None and (
+            not self.name.strip() or self.name in {".", ".."} or any(c in "/\\" or ord(c) < 32 for c in self.name)
+        ):
+            raise ValueError(f"run.name must be one folder's name, without slashes; got {self.name!r}")
+        return self
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (peft); rank 0 trains all weights."""
+
+    rank: Annotated[int, Field(ge=0)] = Field(0, description="rank of the adapters; 0 trains all weights (usual 8-64)")
+    alpha: PositiveFloat = Field(32.0, description="scale of the adapters (usual 1-2 times the rank)")
+    targets: list[str] = Field([], description="names of the layers to adapt; empty: every linear layer but the head")
+
+
+class ModelSettings(Settings):
+    """The policy. Without a path the built-in model: a small GPT-2 over bytes, made from a configuration."""
+
+    path: str | None = Field(None, description="folder or hub name of a causal language model; none: the built-in one")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of weights and activations")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    lora: LoraSettings = LoraSettings()
+    hidden_size: PositiveInt = Field(64, description="built-in model only: width")
+    layers: PositiveInt = Field(2, description="built-in model only: transformer blocks")
+    heads: PositiveInt = Field(4, description="built-in model only: attention heads; divides hidden_size")
+    context: PositiveInt = Field(2048, description="built-in model only: longest prompt plus completion, in tokens")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelSettings:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"model.heads ({self.heads}) must divide model.hidden_size ({self.hidden_size})")
+        return self
+
+
+class AdditionTaskSettings(Settings):
+    """The built-in task: column addition, taught by a teacher that often forgets to carry."""
+
+    kind: Literal["addition"] = "addition"
+    digits: Annotated[int, Field(ge=1, le=9)] = Field(3, description="digits of each number")
+    forget_carry: Fraction = Field(0.7, description="probability that the teacher of the cold start forgets a carry")
+    held_out: PositiveInt = Field(256, description="problems kept out of training, for the accuracy that is reported")
+
+
+class ReasoningGymTaskSettings(Settings):
+    """Any data set of reasoning-gym, scored by its own `score_answer`."""
+
+    kind: Literal["reasoning-gym"] = "reasoning-gym"
+    dataset: str = Field(description="name of the data set, as `reasoning_gym.create_dataset` takes it")
+    parameters: dict[str, Any] = Field({}, description="parameters of the data set, e.g. {min_digits = 1}")
+    instruction: str = Field("\nGive only the final answer.\n", description="text put after each question")
+    held_out: PositiveInt = Field(64, description="problems kept out of training")
+
+
+class JsonlTaskSettings(Settings):
+    """A JSON-lines file of questions and answers, scored with math-verify."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: str = Field(description="the file: one JSON object a line")
+    question_key: str = Field("question", description="key of the question")
+    answer_key: str = Field("answer", description="key of the answer; what follows a last `####` counts, where present")
+    instruction: str = Field("\nPut the final answer in \\boxed{}.\n", description="text put after each question")
+    held_out: PositiveInt = Field(32, description="lines kept out of training, chosen by the seed")
+    timeout: PositiveFloat = Field(5.0, description="seconds a check of one answer may take; then it scores 0")
+
+
+TaskSettings = Annotated[
+    AdditionTaskSettings | ReasoningGymTaskSettings | JsonlTaskSettings, Field(discriminator="kind")
+]
+
+
+class RewardSettings(Settings):
+    """One reward: `task` (the task's own verifier) or `FILE.py:FUNCTION`, which only the command line may name."""
+
+    source: str = Field("task", description="`task`, or FILE.py:FUNCTION")
+    weight: float = Field(1.0, description="factor of this reward in the sum")
+
+
+class ColdStartSettings(Settings):
+    """Supervised learning on the task's demonstrations before reinforcement learning."""
+
+    steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="optimiser steps; default: 280 for the built-in model on the built-in task, else 0"
+    )
+    batch_size: PositiveInt = Field(256, description="demonstrations a step")
+    lr: PositiveFloat = Field(5e-3, description="peak learning rate; linear warm-up over 20 steps, then linear decay")
+
+
+class RolloutSettings(Settings):
+    """How completions are sampled."""
+
+    prompts: PositiveInt = Field(32, description="prompts a step")
+    group_size: PositiveInt = Field(8, description="completions of each prompt (G)")
+    max_new_tokens: PositiveInt = Field(32, description="longest completion, in tokens")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature; the ratios are taken at it too")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus sampling; 1 is off")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="keep the k likeliest tokens; 0 is off")
+    batch_size: PositiveInt = Field(256, description="completions decoded at once")
+    dynamic_sampling: bool = Field(False, description="redraw groups without signal (DAPO)")
+    max_redraws: PositiveInt = Field(4, description="dynamic sampling: rounds of redrawing before going on with fewer")
+    overlong: Literal["keep", "mask", "penalty"] = Field(
+        "keep", description="completions cut at max_new_tokens: scored as they are, left out of the loss, or penalised"
+    )
+    overlong_buffer: PositiveInt = Field(
+        8, description="overlong=penalty: tokens before the limit over which the penalty grows from 0 to -1 (DAPO eq. 13)"
+    )
+
+
+class KLSettings(Settings):
+    """The reference model, if any: the weights that reinforcement learning started from."""
+
+    beta: NonNegativeFloat = Field(0.0, description="coefficient; 0 loads no reference (usual 0.001-0.04)")
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="estimator; in the loss k3 has the gradient of the forward KL and k1 has none in expectation"
+    )
+    where: Literal["loss", "reward"] = Field("loss", description="added to the loss, or subtracted from the reward")
+
+
+class ObjectiveSettings(Settings):
+    """The policy objective."""
+
+    rule: str = Field("grpo", description="name in the registry of rules")
+    eps_low: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="lower bound is 1-eps_low (usual 0.1-0.3)")
+    eps_high: PositiveFloat = Field(0.2, description="upper bound is 1+eps_high (usual 0.1-0.4)")
+    dual_clip: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="absolute ratio beyond which tokens with a negative advantage are stopped (usual 3-10)"
+    )
+    ratio: Literal["token", "sequence"] = Field("token", description="importance ratio of each token, or of the sequence")
+    reduction: Literal[
+        "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"
+    ] = Field("token-mean", description="how the tokens of a minibatch are averaged")
+    entropy_bonus: NonNegativeFloat = Field(0.0, description="coefficient of the mean token entropy, in nats")
+    kl: KLSettings = KLSettings()
+
+    @model_validator(mode="after")
+    def _dual_beyond_band(self) -> ObjectiveSettings:
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.eps_high:
+            raise ValueError(
+                f"objective.dual_clip ({self.dual_clip:g}) is an absolute ratio and must lie beyond 1+eps_high "
+                f"({1 + self.eps_high:g}); 3 is usual"
+            )
+        return self
+
+
+class GroupAdvantageSettings(Settings):
+    """GRPO: the reward relative to the other completions of the same prompt."""
+
+    kind: Literal["group"] = "group"
+    scale: Literal["group", "batch", "none"] = Field(
+        "group", description="divide by the standard deviation of the group, of the batch, or not at all (Dr. GRPO)"
+    )
+
+
+class GaeAdvantageSettings(Settings):
+    """PPO: generalised advantage estimation from a critic (a value head on a copy of the model)."""
+
+    kind: Literal["gae"] = "gae"
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="discount a token")
+    lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="lambda of GAE (usual 0.95-1)")
+    whiten: bool = Field(True, description="normalise advantages over the batch")
+    critic_lr: PositiveFloat = Field(2e-3, description="learning rate of the critic")
+    value_clip: PositiveFloat | None = Field(0.2, description="half-width of the value clip; none: off")
+    critic_warmup: Annotated[int, Field(ge=0)] = Field(2, description="steps that train the critic alone")
+
+
+AdvantageSettings = Annotated[GroupAdvantageSettings | GaeAdvantageSettings, Field(discriminator="kind")]
+
+
+class UpdateSettings(Settings):
+    """What is done with each batch of rollouts. epochs x minibatches is how often it updates the policy."""
+
+    epochs: PositiveInt = Field(2, description="passes over each batch of rollouts; with one update in all the clip is inert")
+    minibatches: PositiveInt = Field(2, description="optimiser steps a pass")
+    micro_batch_tokens: PositiveInt = Field(16384, description="tokens (with padding) of one forward pass; bounds memory")
+    lr: PositiveFloat = Field(1e-3, description="learning rate; 1e-6 is usual for full fine-tuning of a large model")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="of the learning rate, after warm-up")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps over which the learning rate rises to its peak")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="of AdamW")
+    weight_decay: NonNegativeFloat = Field(0.0, description="of AdamW")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="gradient norm is clipped to it; none: not clipped")
+    target_kl: PositiveFloat | None = Field(
+        None, description="leave the batch once KL(old||new) of a minibatch passes 1.5 times this (nats; usual 0.01-0.05)"
+    )
+
+
+class EvaluationSettings(Settings):
+    """Greedy decoding of the held-out problems, scored by the task's verifier."""
+
+    every: PositiveInt = Field(10, description="steps between evaluations")
+
+
+class TraceSettings(Settings):
+    """The record of each token's fate."""
+
+    enabled: bool = Field(True, description="write the trace")
+    tokens: PositiveInt = Field(100_000, description="tokens kept of each update at most; whole groups are sampled beyond it")
+
+
+class CheckpointSettings(Settings):
+    """What makes `dinghai resume` exact."""
+
+    every: PositiveInt = Field(10, description="steps between checkpoints")
+    keep: PositiveInt = Field(2, description="checkpoints kept; at least 2 lets a damaged one fall back on the one before")
+
+
+class TrainSettings(Settings):
+    """All settings of a run."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ModelSettings()
+    task: TaskSettings = AdditionTaskSettings()
+    rewards: list[RewardSettings] = Field([RewardSettings()], min_length=1, description="rewards, added with weights")
+    cold_start: ColdStartSettings = ColdStartSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    advantage: AdvantageSettings = GroupAdvantageSettings()
+    update: UpdateSettings = UpdateSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    trace: TraceSettings = TraceSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> TrainSettings:
+        rollout, update = self.rollout, self.update
+        if self.advantage.kind == "group" and rollout.group_size < 2:
+            raise ValueError(
+                "rollout.group_size is 1, but a group advantage compares the completions of one prompt: "
+                "set rollout.group_size to 2 or more, or advantage.kind = \"gae\""
+            )
+        if update.minibatches > rollout.prompts * rollout.group_size:
+            raise ValueError(
+                f"update.minibatches ({update.minibatches}) is more than the completions of a step "
+                f"({rollout.prompts} x {rollout.group_size}): lower it"
+            )
+        if rollout.overlong == "penalty" and rollout.overlong_buffer > rollout.max_new_tokens:
+            raise ValueError(
+                f"rollout.overlong_buffer ({rollout.overlong_buffer}) is longer than "
+                f"rollout.max_new_tokens ({rollout.max_new_tokens}): lower it"
+            )
+        if self.advantage.kind == "gae" and rollout.dynamic_sampling:
+            raise ValueError(
+                "rollout.dynamic_sampling redraws groups whose rewards agree, which a critic does not need: "
+                "set it to false, or advantage.kind = \"group\""
+            )
+        return self
+
+    @property
+    def updates_per_batch(self) -> int:
+        """How many optimiser steps one batch of rollouts gets (the mu of GRPO). With 1 the ratio is always 1."""
+        return self.update.epochs * self.update.minibatches
