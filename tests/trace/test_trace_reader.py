@@ -1,0 +1,141 @@
+"""Only complete steps are read; damage is told and never shown as data; newer versions are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Batch, make_writer, write_step
+
+from dinghai.errors import InputError, RunFailed
+from dinghai.trace import TRACE_VERSION, TraceReader
+
+
+def test_steps_updates_and_names(trace_folder: Path) -> None:
+    reader = TraceReader(trace_folder)
+    assert reader.steps() == [1, 2, 3]
+    assert reader.incomplete() == {}
+    assert reader.updates(2) == [0, 1, 2, 3]
+    names = reader.names(2)
+    assert names.regions[3] == "OVERSHOOT"
+    assert names.effects[4] == "STOPPED"
+
+
+def test_a_trace_that_is_not_there_has_no_steps(tmp_path: Path) -> None:
+    assert TraceReader(tmp_path / "trace").steps() == []
+
+
+def test_only_what_is_asked_for_is_read(trace_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    read = pq.ParquetFile.read
+
+    def spy(self: pq.ParquetFile, *, columns: list[str] | None) -> object:
+        asked.append(columns)
+        return read(self, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", spy)
+    table = TraceReader(trace_folder).tokens(2, update=3, columns=["region", "update"])
+    assert asked == [["region"]]
+    assert table.column_names == ["region", "update"]
+    assert set(table["update"].to_pylist()) == {3}
+
+
+def test_all_updates_come_in_order(trace_folder: Path, batch: Batch) -> None:
+    updates = TraceReader(trace_folder).tokens(1)["update"].to_pylist()
+    assert updates == [u for u, (_, sample) in enumerate(batch.updates) for _ in sample]
+
+
+def test_what_is_not_there_is_an_input_error(trace_folder: Path) -> None:
+    reader = TraceReader(trace_folder)
+    for ask in (
+        lambda: reader.tokens(99),
+        lambda: reader.tokens(1, update=9),
+        lambda: reader.tokens(1, columns=["colour"]),
+        lambda: reader.samples(99),
+    ):
+        with pytest.raises(InputError):
+            ask()
+
+
+def test_a_step_without_its_marker_is_not_shown(trace_folder: Path) -> None:
+    (trace_folder / "step-000002/complete.json").unlink()
+    reader = TraceReader(trace_folder)
+    assert reader.steps() == [1, 3]
+    assert "not finished" in reader.incomplete()[2]
+
+
+def test_a_file_cut_short_anywhere_makes_its_step_incomplete(trace_folder: Path) -> None:
+    """Every 4 KiB boundary and the last byte, of each file of a step."""
+    for path in sorted((trace_folder / "step-000002").iterdir()):
+        whole = path.read_bytes()
+        for length in [*range(0, len(whole), 4096), len(whole) - 1]:
+            path.write_bytes(whole[:length])
+            reader = TraceReader(trace_folder)
+            if path.suffix == ".json" and length == len(whole) - 1:
+                continue  # only its final newline is gone: still whole
+            assert reader.steps() == [1, 3]
+            assert reader.incomplete().keys() == {2}
+        path.write_bytes(whole)
+    assert TraceReader(trace_folder).steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "null", '{"version": 1}', '{"version": "x"}', "[" * 10_000, '{"version": 1, "files": 3}', "\x00"],
+)
+def test_a_damaged_marker_makes_its_step_incomplete(trace_folder: Path, content: str) -> None:
+    (trace_folder / "step-000002/complete.json").write_text(content)
+    assert "damaged" in TraceReader(trace_folder).incomplete()[2]
+
+
+@pytest.mark.parametrize("name", ["../step-000001/update-000.rank0.parquet", "/etc/passwd", "x.parquet"])
+def test_a_marker_cannot_name_files_elsewhere(trace_folder: Path, name: str) -> None:
+    path = trace_folder / "step-000002/complete.json"
+    marker = json.loads(path.read_text())
+    marker["files"][name] = {"rows": 1, "bytes": 1}
+    path.write_text(json.dumps(marker))
+    assert TraceReader(trace_folder).steps() == [1, 3]
+
+
+def test_a_flipped_byte_anywhere_is_found(trace_folder: Path) -> None:
+    path = trace_folder / "step-000002/update-001.rank0.parquet"
+    whole = path.read_bytes()
+    for position in range(0, len(whole), len(whole) // 100):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
+        with pytest.raises(RunFailed, match=r"update-001\.rank0\.parquet is damaged"):
+            TraceReader(trace_folder).tokens(2, 1)
+
+
+def test_a_file_of_something_else_is_told_by_name(trace_folder: Path) -> None:
+    path = trace_folder / "step-000002/update-001.rank0.parquet"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(RunFailed, match=r"update-001\.rank0\.parquet is damaged"):
+        TraceReader(trace_folder).tokens(2)
+
+
+def test_a_newer_version_is_refused(trace_folder: Path) -> None:
+    path = trace_folder / "step-000002/complete.json"
+    path.write_text(path.read_text().replace(f'"version": {TRACE_VERSION}', f'"version": {TRACE_VERSION + 1}'))
+    with pytest.raises(InputError, match="upgrade Dinghai"):
+        TraceReader(trace_folder).steps()
+
+
+def test_a_newer_file_is_refused(trace_folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinghai.trace.schema.TRACE_VERSION", TRACE_VERSION + 1)
+    write_step(make_writer(trace_folder), 4, batch)
+    path = trace_folder / "step-000004/complete.json"
+    monkeypatch.undo()
+    path.write_text(path.read_text().replace(f'"version": {TRACE_VERSION + 1}', f'"version": {TRACE_VERSION}'))
+    with pytest.raises(InputError, match=f"trace version {TRACE_VERSION + 1}"):
+        TraceReader(trace_folder).tokens(4)
+
+
+def test_reading_never_writes(trace_folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trace_folder.rglob("*")}
+    reader = TraceReader(trace_folder)
+    for step in reader.steps():
+        reader.tokens(step)
+        reader.samples(step)
+    assert {path: path.stat().st_mtime_ns for path in trace_folder.rglob("*")} == before

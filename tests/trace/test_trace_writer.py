@@ -1,0 +1,235 @@
+"""The trace is the same bytes for the same inputs, keeps whole groups, stays small and fails in words."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import Batch, make_batch, make_writer, write_step
+
+from dinghai.errors import RunFailed
+from dinghai.trace import Samples, TraceReader, discard_steps_from, writer
+from dinghai.trace.writer import choose_groups, round_to_bits
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, batch: Batch) -> None:
+    for name in ("first", "second"):
+        write_step(make_writer(tmp_path / name, tokens_per_update=2_000), 7, batch)
+    first = files_of(tmp_path / "first")
+    assert first == files_of(tmp_path / "second")
+    assert sorted(first) == [
+        "step-000007/complete.json",
+        "step-000007/samples.rank0.parquet",
+        *(f"step-000007/update-00{update}.rank0.parquet" for update in range(4)),
+    ]
+
+
+def test_a_step_written_again_leaves_nothing_of_the_first(tmp_path: Path, batch: Batch) -> None:
+    trace = make_writer(tmp_path)
+    write_step(trace, 1, batch)
+    trace.begin_step(1, batch.samples)
+    assert TraceReader(tmp_path).steps() == []
+    columns, sample = batch.updates[0]
+    trace.add_update(0, columns, sample)
+    trace.finish_step()
+    assert TraceReader(tmp_path).updates(1) == [0]
+
+
+def test_torch_tensors_and_arrays_are_the_same_record(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[1]
+    for name, convert in (("numpy", np.asarray), ("torch", torch.as_tensor)):
+        trace = make_writer(tmp_path / name)
+        trace.begin_step(1, batch.samples)
+        trace.add_update(0, {key: convert(values) for key, values in columns.items()}, convert(sample))
+        trace.finish_step()
+    assert files_of(tmp_path / "numpy") == files_of(tmp_path / "torch")
+
+
+def test_bfloat16_tensors_that_need_a_gradient_are_accepted(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[0]
+    as_torch = {key: torch.as_tensor(values) for key, values in columns.items()}
+    as_torch["logp_new"] = as_torch["logp_new"].to(torch.bfloat16).requires_grad_()
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, batch.samples)
+    trace.add_update(0, as_torch, sample)
+    trace.finish_step()
+    stored = TraceReader(tmp_path).tokens(1, columns=["logp_new"])["logp_new"].to_numpy()
+    assert np.array_equal(stored, as_torch["logp_new"].detach().float().numpy())
+
+
+def test_the_budget_keeps_whole_groups_and_never_more_tokens(tmp_path: Path, batch: Batch) -> None:
+    budget = 1_500
+    write_step(make_writer(tmp_path, tokens_per_update=budget), 1, batch)
+    reader = TraceReader(tmp_path)
+    samples = reader.samples(1)
+    groups = samples["group"].to_pylist()
+    assert all(groups.count(group) == 8 for group in groups)
+    assert sum(samples["tokens"].to_pylist()) <= budget
+    assert set(reader.tokens(1, columns=["sample"])["sample"].to_pylist()) == set(samples["sample"].to_pylist())
+    marker = reader.marker(1)
+    assert marker.tokens_total == sum(batch.samples.tokens)
+    assert marker.tokens_recorded == sum(samples["tokens"].to_pylist())
+    assert (marker.groups_total, marker.groups_recorded) == (32, len(set(groups)))
+
+
+def test_the_choice_of_groups_depends_on_seed_and_step_alone() -> None:
+    group, tokens = [i // 4 for i in range(400)], [10] * 400
+    first = choose_groups(group, tokens, 800, seed=0, step=1)
+    assert len(first) == 20
+    assert first == choose_groups(group[::-1], tokens, 800, seed=0, step=1)
+    assert first != choose_groups(group, tokens, 800, seed=0, step=2)
+    assert first != choose_groups(group, tokens, 800, seed=1, step=1)
+
+
+def test_every_group_is_as_likely_as_any_other() -> None:
+    group, tokens = list(range(10)), [100] * 10
+    counts = np.zeros(10)
+    for step in range(2_000):
+        counts[list(choose_groups(group, tokens, 300, seed=0, step=step))] += 1
+    # 600 expected each, standard deviation 20.5: six of them either way.
+    assert counts.sum() == 6_000
+    assert np.all(np.abs(counts - 600) < 123)
+
+
+def test_one_group_longer_than_the_budget_is_still_kept() -> None:
+    assert len(choose_groups([0, 0, 1, 1], [500] * 4, 10, seed=0, step=1)) == 1
+
+
+def test_a_token_costs_at_most_16_bytes(tmp_path: Path, batch: Batch) -> None:
+    write_step(make_writer(tmp_path), 1, make_batch(seed=3, length=40))
+    size = sum(len(content) for name, content in files_of(tmp_path).items() if "update" in name)
+    assert size / TraceReader(tmp_path).tokens(1, columns=["sample"]).num_rows <= 16
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_rounding_keeps_zero_sign_and_the_non_finite(bits: int) -> None:
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.lognormal(0, 8, 10_000), -random.lognormal(0, 8, 10_000)]).astype(np.float32)
+    rounded = round_to_bits(values, bits)
+    assert np.max(np.abs(rounded / values - 1)) <= 2.0**-bits
+    special = np.array([0.0, np.nan, np.inf, -np.inf, 1.0, -2.0], dtype=np.float32)
+    assert np.array_equal(round_to_bits(special, bits), special, equal_nan=True)
+
+
+def test_rounding_goes_to_even() -> None:
+    # 8 significant bits of a number in [1, 2) are steps of 1/128; a half is 1/256.
+    values = np.array([1 + 1 / 256, 1 + 3 / 256, 1 + 1.1 / 256], dtype=np.float32)
+    assert round_to_bits(values, 8).tolist() == [1.0, 1 + 2 / 128, 1 + 1 / 128]
+
+
+def test_what_the_clip_decided_on_is_kept_to_the_last_bit(tmp_path: Path, batch: Batch) -> None:
+    write_step(make_writer(tmp_path), 1, batch)
+    for update, (columns, _) in enumerate(batch.updates):
+        stored = TraceReader(tmp_path).tokens(1, update)
+        for name in ("logp_old", "logp_new", "advantage", "region", "effect", "token", "position"):
+            assert np.array_equal(stored[name].to_numpy(), columns[name]), name
+        assert np.array_equal(stored["weight"].to_numpy() == 0, columns["weight"] == 0)
+
+
+def test_non_finite_numbers_survive(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[0]
+    special = np.array([np.nan, np.inf, -np.inf], dtype=np.float32)
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, batch.samples)
+    rows = {name: values[:3] for name, values in columns.items()}
+    trace.add_update(0, rows | {"logp_new": special, "weight": special, "entropy": special}, sample[:3])
+    trace.finish_step()
+    stored = TraceReader(tmp_path).tokens(1)
+    for name in ("logp_new", "weight", "entropy"):
+        assert np.array_equal(stored[name].to_numpy(), special, equal_nan=True)
+
+
+def test_two_ranks_make_one_step(tmp_path: Path, batch: Batch) -> None:
+    writers = [make_writer(tmp_path, rank=rank) for rank in (0, 1)]
+    half = len(batch.samples.sample) // 2
+    columns, sample = batch.updates[0]
+    parts = []
+    for rank, ids in enumerate((slice(0, half), slice(half, None))):
+        names = ("sample", "group", "prompt_id", "prompt", "completion", "tokens", "finished", "reward")
+        parts.append(Samples(**{name: getattr(batch.samples, name)[ids] for name in names}))
+        writers[rank].begin_step(1, parts[rank])
+    for rank, trace in enumerate(writers):
+        mine = (sample < half) == (rank == 0)
+        trace.add_update(0, {name: values[mine] for name, values in columns.items()}, sample[mine])
+    for trace in reversed(writers):
+        trace.finish_step()
+    reader = TraceReader(tmp_path)
+    assert reader.samples(1)["sample"].to_pylist() == batch.samples.sample
+    assert sorted(reader.tokens(1)["sample"].to_pylist()) == sorted(sample.tolist())
+
+
+def test_lone_surrogates_are_kept_as_visible_escapes(tmp_path: Path) -> None:
+    samples = Samples([0], [0], ["p"], ["\udc80?"], ["a\ud800b"], [2], [True], [1.0])
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, samples)
+    trace.finish_step()
+    assert TraceReader(tmp_path).samples(1)["completion"].to_pylist() == ["a\\ud800b"]
+
+
+def test_discarding_steps_removes_the_later_ones_only(trace_folder: Path) -> None:
+    (trace_folder / "step-000009").mkdir()
+    (trace_folder / "notes.txt").write_text("mine")
+    discard_steps_from(trace_folder, 2)
+    assert sorted(path.name for path in trace_folder.iterdir()) == ["notes.txt", "step-000001"]
+    discard_steps_from(trace_folder / "absent", 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions"), (errno.EIO, "check that disk")],
+)
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_failing_disk_is_told_with_the_file_and_the_mend(
+    tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, code: int, said: str, call: str
+) -> None:
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, batch.samples)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    if call == "write":
+        monkeypatch.setattr("builtins.open", fail)
+    else:
+        monkeypatch.setattr(os, call, fail)
+    columns, sample = batch.updates[0]
+    with pytest.raises(RunFailed) as caught:
+        trace.add_update(0, columns, sample)
+    monkeypatch.undo()
+    assert "update-000.rank0.parquet" in str(caught.value)
+    assert said in str(caught.value)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert TraceReader(tmp_path).steps() == []
+
+
+def test_columns_of_another_length_are_refused(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[0]
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, batch.samples)
+    with pytest.raises(ValueError, match="trace column token has shape"):
+        trace.add_update(0, columns | {"token": columns["token"][1:]}, sample)
+
+
+def test_files_hold_no_clock(tmp_path: Path, batch: Batch) -> None:
+    write_step(make_writer(tmp_path), 1, batch)
+    marker = json.loads((tmp_path / "step-000001/complete.json").read_text())
+    assert set(marker) == {"version", "step", "files", "tokens", "groups"}
+    metadata = pq.read_metadata(tmp_path / "step-000001/update-000.rank0.parquet").metadata
+    assert set(metadata) == {b"dinghai.trace", b"ARROW:schema"}
+
+
+def test_zstd_is_the_compression(tmp_path: Path, batch: Batch) -> None:
+    write_step(make_writer(tmp_path), 1, batch)
+    group = pq.read_metadata(tmp_path / "step-000001/update-000.rank0.parquet").row_group(0)
+    assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
+    assert writer.ZSTD_LEVEL == 3
