@@ -1,0 +1,201 @@
+"""The command line: `dinghai train`, `dinghai resume RUN`, `dinghai report RUN`.
+
+Exit status: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted. An error is one or two lines on
+stderr; `--debug` shows the traceback. Nothing heavy is imported before the arguments are known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dinghai import __version__
+from dinghai.errors import InputError
+
+if TYPE_CHECKING:
+    from dinghai.config.settings import RewardSettings
+
+_DESCRIPTION = "Train language models with PPO and GRPO, and see what the clip does to every token's gradient."
+_EXAMPLES = """\
+examples:
+  dinghai train                                     the built-in task and model, in about a minute
+  dinghai train --objective.eps_high 0.28           another setting; `dinghai train --help` lists them
+  dinghai train my.toml --reward my.py:brevity*0.2  settings from a file, and a reward of your own
+"""
+_COMMANDS = ("train", "resume", "report")
+_REWARD_HELP = "`task`, or FILE.py:FUNCTION, which is then run; several are added (replaces the default, `task`)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status. `arguments` default to those of the process."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    try:
+        _run_command(argv)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as end:  # argparse has printed help or the version
+        return int(end.code or 0)
+    except (Exception, KeyboardInterrupt) as error:
+        from dinghai.cli_errors import report_error
+
+        return report_error(error, debug)
+
+
+def _run_command(argv: list[str]) -> None:
+    parser = _parser()
+    if not argv:
+        parser.print_help()
+        return
+    _check_command(argv[0])
+    overrides: list[str] = []
+    if argv[0] == "train":
+        from dinghai.config.overrides import split_overrides
+
+        found, argv = split_overrides(argv, other={"--reward", "--help"})
+        overrides = [o.token() for o in found]
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise InputError(_unknown_argument(options.command, unknown[0]))
+    if options.command == "train":
+        _train(options.config, overrides, options.reward)
+    elif options.command == "resume":
+        _resume(_find_run(options.run), options.reward)
+    else:
+        _write_report(_find_run(options.run))
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _train(config: str | None, overrides: list[str], rewards: list[str]) -> None:
+    from dinghai.config.load import load_settings
+
+    settings = load_settings(Path(config) if config else None, overrides)
+    named = _parse_rewards(rewards)
+    if named:
+        settings = settings.model_copy(update={"rewards": named})
+    from dinghai.train.run import train
+
+    train(settings, _code_of(named))
+
+
+def _resume(run: Path, rewards: list[str]) -> None:
+    named = _parse_rewards(rewards)
+    from dinghai.train.run import resume
+
+    resume(run, _code_of(named), named or None)
+
+
+def _write_report(run: Path) -> None:
+    from dinghai.view.report import write_report
+
+    print(write_report(run))
+
+
+def _parse_rewards(texts: list[str]) -> list[RewardSettings]:
+    if not texts:
+        return []
+    from dinghai.tasks.rewards import parse_reward
+
+    return [parse_reward(text) for text in texts]
+
+
+def _code_of(rewards: list[RewardSettings]) -> set[str]:
+    """The FILE.py:FUNCTION sources that the user has named, and so allowed to run."""
+    return {r.source for r in rewards if r.source != "task"}
+
+
+def _find_run(text: str) -> Path:
+    """The folder of a run, given as a path or as a name under runs/. InputError names the nearest one."""
+    from dinghai.config.load import CONFIG_FILE
+    from dinghai.config.messages import did_you_mean, one_line
+
+    candidates = [Path(text), Path("runs") / text]
+    for folder in candidates:
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    folders = [folder for folder in candidates if text and folder.is_dir()]
+    if folders:
+        raise InputError(f"{one_line(str(folders[0]))} is a folder but not a run: it holds no {CONFIG_FILE}")
+    beside = candidates[0].parent if len(candidates[0].parts) > 1 else Path("runs")
+    runs = sorted(p.name for p in beside.iterdir() if p.is_dir()) if beside.is_dir() else []
+    near = did_you_mean(candidates[0].name, runs) or (f"; the newest is {_newest(beside, runs)}" if runs else "")
+    raise InputError(f"there is no run {one_line(text)} here or in {one_line(str(beside))}/{one_line(near)}")
+
+
+def _newest(folder: Path, runs: list[str]) -> str:
+    return max(runs, key=lambda name: (folder / name).stat().st_mtime)
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors as InputError instead of a page of usage, and the settings in the help where asked for."""
+
+    def __init__(self, lists_settings: bool = False, **options: Any) -> None:
+        # Raw: the examples keep their lines. No abbreviations: they would break as options are added.
+        options |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**options)
+        self._lists_settings = lists_settings
+
+    def format_help(self) -> str:
+        if not self._lists_settings:
+            return super().format_help()
+        from dinghai.config.help import settings_help
+
+        return f"{super().format_help()}\n{settings_help(_width())}"
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def _width() -> int:
+    return min(100, max(80, shutil.get_terminal_size((90, 24)).columns))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="dinghai", description=_DESCRIPTION, epilog=_EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"dinghai {__version__}", help="show the version")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    train = commands.add_parser(
+        "train",
+        usage="dinghai train [CONFIG.toml] [--table.key VALUE ...] [--reward SOURCE[*WEIGHT] ...]",
+        help="train a model (with no argument: the built-in task and model)",
+        description="Settings come from the defaults, then CONFIG.toml, then the command line.",
+        lists_settings=True,
+    )
+    train.add_argument("config", metavar="CONFIG.toml", nargs="?", help="settings, in the tables listed below")
+    resume = commands.add_parser("resume", help="continue a run from its last checkpoint")
+    report = commands.add_parser("report", help="write a run's report.html")
+    for command in (resume, report):
+        command.add_argument("run", metavar="RUN", help="the run's folder, or its name under runs/")
+    for command in (train, resume):
+        command.add_argument("--reward", metavar="SOURCE[*WEIGHT]", action="append", default=[], help=_REWARD_HELP)
+    return parser
+
+
+def _check_command(word: str) -> None:
+    if word in _COMMANDS or word in {"-h", "--help", "--version"}:
+        return
+    from dinghai.config.messages import did_you_mean, one_line
+
+    near = did_you_mean(word, _COMMANDS) or f"; there are {', '.join(_COMMANDS)}"
+    raise InputError(f"there is no command {one_line(word)}{near}")
+
+
+def _unknown_argument(command: str, argument: str) -> str:
+    if command == "resume" and argument.startswith("--"):
+        return f"{argument}: a resumed run keeps its settings; to change them, start a new one with `dinghai train`"
+    return f"{argument} is not an argument of `dinghai {command}`; see `dinghai {command} --help`"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
