@@ -27,7 +27,11 @@ class Task(Protocol):
     """Prompts and their verifier. Everything is a function of the seed and an index, so a run can be resumed."""
 
     name: str
-    held_out: Sequence[Prompt]
+
+    @property
+    def held_out(self) -> Sequence[Prompt]:
+        """The problems that training never sees."""
+        ...
 
     def train_prompt(self, index: int) -> Prompt:
         """The index-th training prompt (0, 1, 2, … without end; a finite set starts anew in another order)."""
@@ -35,6 +39,10 @@ class Task(Protocol):
 
     def score(self, prompt: Prompt, completion: str) -> float:
         """The verifier's verdict, 0 to 1; it does not err."""
+        ...
+
+    def score_batch(self, prompts: list[Prompt], completions: list[str]) -> list[float]:
+        """The verdict on each completion of the prompt beside it; checked in parallel where that takes time."""
         ...
 
     def demonstration(self, index: int) -> tuple[Prompt, str] | None:

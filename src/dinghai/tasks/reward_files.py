@@ -1,0 +1,113 @@
+"""Loads a reward function from a Python file, and says in one line what is wrong with the file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinghai.errors import InputError
+
+KEYWORDS = ("prompts", "completions", "answers", "prompt_ids", "extras")
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A function of the user's.
+
+    name:        of the function
+    file:        where it is, as messages say it
+    call:        the function
+    keywords:    those of KEYWORDS that it declares
+    fingerprint: SHA-256 of the file's bytes as they were executed
+    """
+
+    name: str
+    file: Path
+    call: Callable[..., Any]
+    keywords: tuple[str, ...]
+    fingerprint: str
+
+
+def load_function(file: Path, name: str) -> RewardFunction:
+    """Executes the file and takes the function from it. Raises InputError."""
+    file = file.expanduser()
+    try:
+        source = file.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {file} for the reward {file.name}:{name}") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    module = _execute(file.resolve(), source)
+    function = getattr(module, name, None)
+    if function is None:
+        present = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        near = difflib.get_close_matches(name, present, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(present) or 'no function at all'}"
+        raise InputError(f"{file} has no function {name!r}; {hint}")
+    if not callable(function):
+        raise InputError(f"{name!r} in {file} is {type(function).__name__}, not a function")
+    return RewardFunction(name, file, function, _declared(file, name, function), hashlib.sha256(source).hexdigest())
+
+
+def line_in_file(error: BaseException, file: Path) -> int | None:
+    """The innermost line of the file that the error passed through."""
+    if isinstance(error, SyntaxError) and error.filename == str(file.resolve()):
+        return error.lineno
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file.resolve())]
+    return lines[-1] if lines else None
+
+
+def _execute(file: Path, source: bytes) -> types.ModuleType:
+    """Runs exactly the bytes that were hashed; the import system could run a stale copy from its cache.
+
+    The file may import its neighbours, as if it had been started from its own folder.
+    """
+    module = types.ModuleType(f"dinghai_reward_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # dataclasses and typing look their module up
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    try:
+        exec(compile(source, str(file), "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        line = line_in_file(error, file)
+        where = f"{file}, line {line}" if line else str(file)
+        raise InputError(f"{where}: {type(error).__name__}: {_first_line(error)}") from error
+    return module
+
+
+def _declared(file: Path, name: str, function: Callable[..., Any]) -> tuple[str, ...]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return KEYWORDS
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        wanted: tuple[str, ...] = KEYWORDS
+    else:
+        wanted = tuple(p.name for p in parameters if p.name in KEYWORDS and p.kind is not p.POSITIONAL_ONLY)
+    for parameter in parameters:
+        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if (
+            not variadic
+            and parameter.default is parameter.empty
+            and (parameter.name not in wanted or parameter.kind is parameter.POSITIONAL_ONLY)
+        ):
+            raise InputError(
+                f"{name} in {file} needs {parameter.name!r}, which no reward is given; it may take "
+                f"{', '.join(KEYWORDS)} as keywords (further fields of the data are in extras)"
+            )
+    return wanted
+
+
+def _first_line(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return text.strip().splitlines()[0][:300] if text.strip() else "no message"
