@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Batch, make_batch, make_writer, write_step
 
+from dinghai import files
 from dinghai.errors import RunFailed
 from dinghai.trace import Samples, TraceReader, discard_steps_from, writer
 from dinghai.trace.writer import choose_groups, round_to_bits
@@ -188,7 +189,7 @@ def test_discarding_steps_removes_the_later_ones_only(trace_folder: Path) -> Non
     ("code", "said"),
     [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions"), (errno.EIO, "check that disk")],
 )
-@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["write_all", "fsync_open", "rename", "fsync_folder"])
 def test_a_failing_disk_is_told_with_the_file_and_the_mend(
     tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, code: int, said: str, call: str
 ) -> None:
@@ -198,17 +199,14 @@ def test_a_failing_disk_is_told_with_the_file_and_the_mend(
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    if call == "write":
-        monkeypatch.setattr("builtins.open", fail)
-    else:
-        monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(files, call, fail)
     columns, sample = batch.updates[0]
     with pytest.raises(RunFailed) as caught:
         trace.add_update(0, columns, sample)
     monkeypatch.undo()
     assert "update-000.rank0.parquet" in str(caught.value)
     assert said in str(caught.value)
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.tmp*"))
     assert TraceReader(tmp_path).steps() == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinghai.errors import InputError, RunFailed
+from dinghai.files import read_json
 from dinghai.trace import schema
 
 _MEND = "Remove that step's folder, or restore the file"
@@ -173,17 +173,15 @@ class TraceReader:
 
 
 def _parse_marker(path: Path) -> Marker | str:
-    if path.stat().st_size > _MARKER_BYTES_AT_MOST:
-        return "complete.json is longer than any that Dinghai writes"
     try:
-        facts = json.loads(path.read_bytes())
+        facts = read_json(path, largest=_MARKER_BYTES_AT_MOST)
         schema.check_version(facts, path)
         files = {_file_name(name): _facts(entry) for name, entry in facts["files"].items()}
         tokens, groups = facts["tokens"], facts["groups"]
         return Marker(files, *(int(part[key]) for part in (tokens, groups) for key in ("total", "recorded")))
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         return f"complete.json is damaged ({type(error).__name__}: {str(error)[:80]})"
 
 

@@ -116,7 +116,7 @@ def is_samples_file(file_name: str) -> bool:
     return _SAMPLES_FILE.fullmatch(file_name) is not None
 
 
-def file_facts(rows: int, content: bytes | memoryview) -> dict[str, Any]:
+def file_facts(rows: int, content: bytes) -> dict[str, Any]:
     """What the marker says of a file."""
     return {"rows": rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
