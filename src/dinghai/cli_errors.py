@@ -44,7 +44,7 @@ def _explanation(error: BaseException, debug: bool) -> str:
         return "the GPU is out of memory; lower update.micro_batch_tokens or rollout.batch_size"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        return f"{where}{error.strerror}" + ("" if debug else "; `--debug` shows where this came up")
     first_line = (str(error).splitlines() or [""])[0][:300]
     hint = "" if debug else "; `--debug` shows the traceback"
     return f"{type(error).__name__}: {first_line}{_place_of(error)}\nthis is a bug in Dinghai, please report it{hint}"

@@ -211,7 +211,9 @@ class Draft:
             kinds = " or ".join(f'{table}.kind = "{s.kind}"' for s in others)
             self.problems.append(f'{self._shown(dotted)} belongs to {kinds}, but {table}.kind is "{kind}"')
             return
-        near = did_you_mean(dotted, [*(s.key for s in all_settings()), "reward"]) or _keys_beside(dotted)
+        typed = dotted in self._typed  # there, rewards are an option of their own
+        keys = ["reward" if typed and s.key == "rewards" else s.key for s in all_settings()]
+        near = did_you_mean(dotted, keys) or _keys_beside(dotted)
         self.problems.append(f"{self._shown(dotted)} is not a setting{near}")
 
     def _note_refusal(self, location: tuple[int | str, ...], fault: str) -> None:

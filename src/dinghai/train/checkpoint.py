@@ -81,7 +81,7 @@ def save_checkpoint(
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     files.fsync_folder(folder)
-    _remove_unfinished(place)
+    _tidy(place)
     target = place / f"step-{step:06d}"
     temporary = place / f".{target.name}.tmp-{secrets.token_hex(4)}"
     try:
@@ -182,10 +182,15 @@ def _remove_old(place: Path, newest: Path, step: int, keep: int) -> None:
         _remove(path)
 
 
-def _remove_unfinished(place: Path) -> None:
-    for path in place.iterdir():
+def _tidy(place: Path) -> None:
+    """Mends what a save that died left behind: half a checkpoint goes, one that was moved aside returns."""
+    for path in list(place.iterdir()):
         if _UNFINISHED.fullmatch(path.name):
             _remove(path)
+        elif found := _REPLACED.fullmatch(path.name):
+            home = place / f"step-{found[1]}"
+            if not home.exists():
+                files.rename(path, home)
 
 
 def _remove(path: Path) -> None:

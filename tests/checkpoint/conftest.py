@@ -1,0 +1,18 @@
+"""Tensors and states that make a wrong checkpoint show."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def contents():
+    """step → (tensors, state), different for every step."""
+
+    def make(step: int):
+        tensors = {
+            "policy": {"weight": torch.full((4, 3), float(step)), "bias": torch.arange(3) + step},
+            "optimizer": {"weight/step": torch.tensor(float(step))},
+        }
+        return tensors, {"cursor": step, "rng": [1, 2, 2**63, -0.5, None, "定"]}
+
+    return make
