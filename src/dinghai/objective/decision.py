@@ -1,0 +1,84 @@
+"""What a rule decided about each token. Metrics, traces and pages read this record; nothing ever recomputes it.
+
+Shapes: B sequences, T tokens of a padded row, N packed tokens. A field has the shape of the caller's tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from dinghai.objective.layout import Layout
+
+
+class Region(IntEnum):
+    """Where a token lies, by ratio r and advantage A. The numbers go to disk: one is never changed or used again."""
+
+    MASKED = 0  # not trained on: prompt, padding, tool output
+    NO_SIGNAL = 1  # A = 0: the group agreed; counted apart, never as clipped
+    INSIDE = 2  # 1-ε_low <= r <= 1+ε_high, both ends included
+    OVERSHOOT = 3  # r > 1+ε_high, A > 0: a good token already pushed far enough
+    RELAPSE = 4  # r > 1+ε_high, A < 0: a bad token became likelier
+    FORGOTTEN = 5  # r < 1-ε_low, A > 0: a good token became rarer
+    ESCAPED = 6  # r < 1-ε_low, A < 0: a bad token already left behind
+    DUAL = 7  # r > c, A < 0: beyond the dual clip
+    # 8 is kept for tokens that a correction between rollout engine and trainer drops.
+
+
+class Effect(IntEnum):
+    """What the rule did to the unclipped gradient weight w0 = r·A. Numbers go to disk, as those of `Region`."""
+
+    NONE = 0  # masked, or A = 0: no gradient to act on
+    KEPT = 1  # w = w0
+    ATTENUATED = 2  # same sign, smaller
+    AMPLIFIED = 3  # same sign, larger
+    STOPPED = 4  # A != 0 and w is exactly 0
+    REVERSED = 5  # the other sign
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The record of each token's fate. Detached from the graph.
+
+    At masked positions: region MASKED, effect NONE, ratio 1, and 0 in all other fields.
+    """
+
+    log_ratio: Tensor  # of the ratio that the rule saw: each token's own, or the sequence's, in nats
+    ratio: Tensor  # r = exp(log_ratio)
+    advantage: Tensor  # A of each token
+    weight: Tensor  # w: coefficient of ∇log π_new in the objective that is maximised, before the reduction's factor
+    weight_unclipped: Tensor  # w0 = r·A: the weight without the rule
+    region: Tensor  # uint8, `Region`
+    effect: Tensor  # uint8, `Effect`
+    mask: Tensor  # bool, True where the token counts
+    kl_weight: Tensor | None = None
+    """What the KL penalty adds to `weight`: -β·(its coefficient of ∇log π_new); None without a penalty in the loss.
+
+    A token that the clip stopped still gets this part of the gradient, so w = 0 alone is not "no gradient at all".
+    """
+
+    def unpacked(self, layout: Layout) -> Decision:
+        """The same record, from [N] to the caller's shape."""
+        fill = {"ratio": 1.0}  # elsewhere 0, which is also Region.MASKED, Effect.NONE and False
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Decision(
+            **{name: x if x is None else layout.scatter(x, fill.get(name, 0.0)) for name, x in columns.items()}
+        )
+
+
+def effects(weight: Tensor, weight_unclipped: Tensor, advantage: Tensor) -> Tensor:
+    """The effect of a rule on each token: w and w0 = r·A -> `Effect` (uint8), for tokens that count.
+
+    A weight that underflows to 0 has no gradient either and is STOPPED too. A token whose weight is NaN is KEPT: the
+    NaN itself shows in every sum.
+    """
+    effect = torch.full_like(weight, Effect.KEPT, dtype=torch.uint8)
+    effect[weight.abs() < weight_unclipped.abs()] = Effect.ATTENUATED
+    effect[weight.abs() > weight_unclipped.abs()] = Effect.AMPLIFIED
+    effect[weight.sign() * weight_unclipped.sign() < 0] = Effect.REVERSED
+    effect[weight == 0] = Effect.STOPPED
+    effect[advantage == 0] = Effect.NONE
+    return effect
