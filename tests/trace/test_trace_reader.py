@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Batch, make_writer, write_step
+from trace_records import Batch, make_writer, write_step
 
 from dinghai.errors import InputError, RunFailed
 from dinghai.trace import TRACE_VERSION, TraceReader

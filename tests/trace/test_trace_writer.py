@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Batch, make_batch, make_writer, write_step
+from trace_records import Batch, make_batch, make_writer, write_step
 
 from dinghai import files
 from dinghai.errors import RunFailed

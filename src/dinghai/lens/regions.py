@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-# name -> what happened to its tokens, short enough for a legend
+# name -> which tokens lie there, short enough for a legend. What became of them depends on the rule: see the effects.
 REGION_MEANING = {
-    "inside": "the ratio is within the band: the ordinary step",
-    "overshoot": "good tokens already pushed far enough: stopped",
-    "relapse": "bad tokens that became likelier: corrected at full force",
-    "forgotten": "good tokens that became rarer: pulled back gently",
-    "escaped": "bad tokens already left behind: stopped",
-    "dual": "bad tokens that became far too likely: stopped by the dual clip",
+    "inside": "within the band: the ordinary step",
+    "overshoot": "good tokens already pushed far enough",
+    "relapse": "bad tokens that became likelier",
+    "forgotten": "good tokens that became rarer",
+    "escaped": "bad tokens already left behind",
+    "dual": "bad tokens that became far too likely, beyond the dual clip",
     "no_signal": "advantage 0: all completions of the prompt scored alike",
     "masked": "not trained on: prompt, padding, tool output",
 }

@@ -208,7 +208,7 @@ def _clipped(summary: RunSummary) -> str:
     most = summary.removed_most
     if most is not None:
         of_removed = summary.removed_by_region[most] / sum(summary.removed_by_region.values())
-        sentence += f"; {of_removed:.0%} of that was {most} ({_gloss(most)})"
+        sentence += f"; {of_removed:.0%} of that was {most} ({REGION_MEANING[most]})"
     return sentence + "."
 
 
@@ -223,10 +223,6 @@ def _caution(summary: RunSummary) -> str:
             "the prompts are too easy or too hard for most of what was sampled to teach anything."
         )
     return ""
-
-
-def _gloss(region: str) -> str:
-    return REGION_MEANING[region].split(":")[0]
 
 
 def _share(fraction: float) -> str:

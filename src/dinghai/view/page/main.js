@@ -1,0 +1,31 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const main = document.getElementById("main");
+  const section = (title, lead, ...content) => main.append(el("h2", "", title), lead ? el("p", "lead", lead) : "", ...content);
+  const byPlace = index => `k${index % 6}`, byRegion = (_, name) => `r-${name}`;
+  const cards = (charts, draw, classOf, wide) =>
+    el("div", wide ? "charts wide" : "charts", ...charts.map(chart => chartCard(chart, draw, classOf)));
+
+  for (const [name, value, more] of data.facts) {
+    document.getElementById("facts").append(el("div", "", el("dt", "", name), el("dd", "", value, more ? el("small", "", more) : null)));
+  }
+  if (data.curves.length) section("What happened", "", cards(data.curves, drawLines, byPlace));
+  if (data.regions_over_time.length) {
+    section("What the clip did", "Where each token's ratio stood when it was updated, and where the clip took gradient away.",
+      cards(data.regions_over_time, drawStack, byRegion));
+  }
+  if (data.by_update.length) {
+    section("Within a batch", "The first update of a batch has r = 1, so the clip can only act later. Means over the run, by update index.",
+      cards(data.by_update, drawBars, byPlace, true));
+  }
+  if (data.tokens.length) section("Token by token", "", tokenSection(data));
+  const table = rows => el("table", "settings", ...rows.map(([name, value]) => el("tr", "", el("td", "", name), el("td", "", value))));
+  const half = Math.ceil(data.settings.length / 2);
+  if (data.settings.length) {
+    section("Settings", "", el("div", "two", table(data.settings.slice(0, half)), table(data.settings.slice(half))));
+  }
+  document.getElementById("footer").append(
+    "Written with " + data.versions.map(([name, version]) => `${name} ${version}`).join(", ") +
+    ". This file holds everything it shows and loads nothing.");
+})();

@@ -1,0 +1,123 @@
+"""Writes a run's `report.html`: one file that holds everything it shows, opens offline and runs nothing but its own.
+
+What a model or a data set wrote is data there, never markup: it lies in a JSON block in which no tag can begin, the
+page puts it in as text, and the page's policy (CSP) lets only its own script and style run and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from importlib.resources import files as package_files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from dinghai.files import nonfinite_as_text
+from dinghai.lens.regions import EFFECT_MEANING, REGION_MEANING
+from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, sentences, summarize
+from dinghai.trace.files import write_atomically
+from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
+from dinghai.view.report_facts import fact_tiles
+from dinghai.view.report_tokens import LIMITS, token_sample
+from dinghai.view.settings_table import settings_rows, version_rows
+from dinghai.view.terminal import safe
+from dinghai.view.token_text import TokenText, load_token_text
+
+REPORT = "report.html"
+BYTES_AT_MOST = 1_500_000  # opens at once, and goes through a mail
+_SCRIPTS = ["dom.js", "charts.js", "tokens.js", "main.js"]
+
+
+def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
+    """Write the report of a run, whole or unfinished, and return its path.
+
+    Args:
+        run_folder: `runs/NAME`. What it lacks (a trace, a model, some steps) is said on the page.
+        token_text: from a token id to its text; without it the run's `model/tokenizer.json` is used, and ids are shown
+            where there is none.
+
+    Raises:
+        InputError: the folder is not a run, or its metrics are damaged.
+        RunFailed: the report cannot be written.
+    """
+    run_folder = Path(run_folder)
+    summary = summarize(run_folder)
+    notes = list(summary.notes)
+    if token_text is None:
+        token_text = load_token_text(run_folder / "model" / "tokenizer.json")
+    if token_text is None:
+        notes.append("the run has no readable model/tokenizer.json, so tokens are shown by their ids")
+
+    for limits in LIMITS:
+        tokens, trace_notes = token_sample(run_folder / "trace", token_text, limits)
+        page = render(summary, _page_data(run_folder, summary, tokens), [*notes, *trace_notes])
+        if len(page) <= BYTES_AT_MOST:
+            break
+    else:  # a vocabulary of enormous tokens
+        page = render(summary, _page_data(run_folder, summary, []), [*notes, "the completions are too large to show"])
+    path = run_folder / REPORT
+    write_atomically(path, page, then="run `dinghai report` again")
+    return path
+
+
+def _page_data(run_folder: Path, summary: RunSummary, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that the page's script reads."""
+    metrics = load_run_metrics(run_folder)
+    config, _ = load_config(run_folder)
+    return {
+        "facts": fact_tiles(summary, config or {}),
+        "curves": curves(metrics),
+        "regions_over_time": region_charts(metrics),
+        "by_update": update_charts(metrics),
+        "update_names": update_names(metrics),
+        "regions": [{"name": name, "meaning": meaning} for name, meaning in REGION_MEANING.items()],
+        "effects": [{"name": name, "meaning": meaning} for name, meaning in EFFECT_MEANING.items()],
+        "tokens": tokens,
+        "settings": [[safe(name), safe(value)] for name, value in settings_rows(config or {})],
+        "versions": version_rows(),
+    }
+
+
+def render(summary: RunSummary, data: dict[str, Any], notes: list[str]) -> bytes:
+    """The page as UTF-8."""
+    page = package_files("dinghai.view") / "page"
+    style = (page / "report.css").read_text("utf-8")
+    script = "\n".join((page / name).read_text("utf-8") for name in _SCRIPTS)
+    verdict = [sentence for sentence in sentences(summary) if not sentence.startswith("The report is ")]
+    text = Template((page / "report.html").read_text("utf-8")).substitute(
+        csp=content_security_policy(script, style),
+        title=_escaped(summary.run.resolve().name),
+        style=style,
+        script=script,
+        verdict="".join(f"<p>{_escaped(sentence)}</p>" for sentence in verdict),
+        notes=f'<div class="notes">{"".join(f"<p>{_escaped(note)}</p>" for note in notes)}</div>' if notes else "",
+        data=embedded_json(data),
+    )
+    return text.encode("utf-8", "backslashreplace")
+
+
+def content_security_policy(script: str, style: str) -> str:
+    """Only this very script and style; no image, font, frame, form, connection or other file."""
+    return (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def embedded_json(data: Any) -> str:
+    """JSON that cannot end the script element it lies in, nor begin a comment there, whatever its strings hold."""
+    text = json.dumps(nonfinite_as_text(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _escaped(text: str) -> str:
+    return html.escape(safe(text))
