@@ -1,46 +1,35 @@
-"""The mathematics: pure functions on tensors. Imports torch and nothing of the trainer.
-
-    from dinghai.objective import PolicyLoss
-
-    policy_loss = PolicyLoss("grpo", eps_low=0.2, eps_high=0.28)
-    out = policy_loss(logp_new=logp_new_BT, logp_old=logp_old_BT, advantage=advantage_B, mask=mask_BT)
-    out.loss.backward()
-    out.decision.region, out.decision.weight, out.stats.metrics()
-"""
+"""The mathematics of the policy update: pure functions on tensors, torch only, no I/O."""
 
 from dinghai.objective.advantage import gae, group_advantage, whiten
 from dinghai.objective.decision import Decision, Effect, Region
-from dinghai.objective.kl import KL_ESTIMATORS, kl_estimate
+from dinghai.objective.kl import KL_ESTIMATORS, KLEstimator
 from dinghai.objective.layout import Layout
 from dinghai.objective.policy_loss import PolicyLoss, PolicyLossOutput
-from dinghai.objective.reduce import Normalizer, Reduction, reduce_tokens
-from dinghai.objective.registry import RULES, Parameter, Rule, Tokens, get_rule, register
+from dinghai.objective.reduce import REDUCTIONS, Normalizer, Reduction
+from dinghai.objective.registry import RULES, Rule, find_rule
 from dinghai.objective.stats import Stats
-from dinghai.objective.value import ValueLossOutput, value_loss, value_metrics
+from dinghai.objective.value import ValueLossOutput, ValueStats, value_loss
 
 __all__ = [
     "KL_ESTIMATORS",
+    "REDUCTIONS",
     "RULES",
     "Decision",
     "Effect",
+    "KLEstimator",
     "Layout",
     "Normalizer",
-    "Parameter",
     "PolicyLoss",
     "PolicyLossOutput",
     "Reduction",
     "Region",
     "Rule",
     "Stats",
-    "Tokens",
     "ValueLossOutput",
+    "ValueStats",
+    "find_rule",
     "gae",
-    "get_rule",
     "group_advantage",
-    "kl_estimate",
-    "reduce_tokens",
-    "register",
     "value_loss",
-    "value_metrics",
     "whiten",
 ]

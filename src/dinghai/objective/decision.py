@@ -5,7 +5,7 @@ Shapes: B sequences, T tokens of a padded row, N packed tokens. A field has the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import torch
@@ -62,11 +62,10 @@ class Decision:
 
     def unpacked(self, layout: Layout) -> Decision:
         """The same record, from [N] to the caller's shape."""
-        fill = {"ratio": 1.0}  # elsewhere 0, which is also Region.MASKED, Effect.NONE and False
+        filled = {"ratio": 1.0}  # elsewhere 0, which is also Region.MASKED, Effect.NONE and False
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Decision(
-            **{name: x if x is None else layout.scatter(x, fill.get(name, 0.0)) for name, x in columns.items()}
-        )
+        present = {name: x for name, x in columns.items() if x is not None}
+        return replace(self, **{name: layout.scatter(x, filled.get(name, 0.0)) for name, x in present.items()})
 
 
 def effects(weight: Tensor, weight_unclipped: Tensor, advantage: Tensor) -> Tensor:
@@ -76,9 +75,9 @@ def effects(weight: Tensor, weight_unclipped: Tensor, advantage: Tensor) -> Tens
     NaN itself shows in every sum.
     """
     effect = torch.full_like(weight, Effect.KEPT, dtype=torch.uint8)
-    effect[weight.abs() < weight_unclipped.abs()] = Effect.ATTENUATED
-    effect[weight.abs() > weight_unclipped.abs()] = Effect.AMPLIFIED
-    effect[weight.sign() * weight_unclipped.sign() < 0] = Effect.REVERSED
-    effect[weight == 0] = Effect.STOPPED
-    effect[advantage == 0] = Effect.NONE
+    effect.masked_fill_(weight.abs() < weight_unclipped.abs(), Effect.ATTENUATED)
+    effect.masked_fill_(weight.abs() > weight_unclipped.abs(), Effect.AMPLIFIED)
+    effect.masked_fill_(weight.sign() * weight_unclipped.sign() < 0, Effect.REVERSED)
+    effect.masked_fill_(weight == 0, Effect.STOPPED)
+    effect.masked_fill_(advantage == 0, Effect.NONE)
     return effect

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dinghai.errors import InputError
@@ -16,16 +16,24 @@ class ParameterInfo:
     name: str
     default: float | None
     unit: str  # e.g. "offset from 1", "absolute ratio"
-    usual: tuple[float, float]  # where published runs lie; values beyond are allowed
+    usual: tuple[float, float]  # where published runs with token ratios lie; values beyond are allowed
+    usual_sequence: tuple[float, float] | None  # the same for sequence ratios, None where it makes no difference
     above: float  # values must be greater
     description: str
 
 
 def parameter(
-    default: float | None, *, unit: str, usual: tuple[float, float], description: str, above: float = 0.0
+    default: float | None,
+    *,
+    unit: str,
+    usual: tuple[float, float],
+    description: str,
+    usual_sequence: tuple[float, float] | None = None,
+    above: float = 0.0,
 ) -> Any:
     """Declares a field of `Parameters`. A default of None makes the parameter optional: None switches it off."""
-    return field(default=default, metadata={"unit": unit, "usual": usual, "above": above, "description": description})
+    info = ParameterInfo("", default, unit, usual, usual_sequence, above, description)
+    return field(default=default, metadata={"info": info})
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,7 @@ class Parameters:
 
 def describe(kind: type[Parameters]) -> list[ParameterInfo]:
     """The parameters that a class declares, in order."""
-    return [_info(f) for f in fields(kind)]
-
-
-def _info(f: Field[Any]) -> ParameterInfo:
-    assert f.default is not MISSING, f"{f.name} must be declared by parameter(...)"
-    return ParameterInfo(name=f.name, default=f.default, **f.metadata)
+    return [replace(f.metadata["info"], name=f.name) for f in fields(kind)]
 
 
 def _check(info: ParameterInfo, value: object) -> None:

@@ -1,71 +1,85 @@
-"""The policy loss: a rule, a ratio, a reduction and a KL term, put together.
+"""The policy loss: a rule, a ratio, a reduction and perhaps a KL penalty, composed.
 
-Shapes: every tensor has one value a token, padded [B, T] or packed [N] with cu_seqlens; advantage also [B].
+Shapes: B sequences, T tokens of a padded row, N tokens: packed by the caller, or what counts of the padded ones.
+
+    J_t    = the rule's surrogate of r_t and A_t, with the gradient w_t · ∇log π_new
+    loss   = - reduce(J_t - β · KL_t)                                        minimised
+
+The weight w is the rule's closed form, recorded in the `Decision` and attached to J as its gradient. So the record is
+the gradient, by construction, and the tests prove that it is the gradient of J.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import warnings
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dinghai.errors import InputError
-from dinghai.objective import rules  # noqa: F401  (registers the built-in rules)
-from dinghai.objective.decision import Decision, Region, effect_of
-from dinghai.objective.kl import get_estimator
+from dinghai.objective.decision import Decision, effects
+from dinghai.objective.kl import KL_ESTIMATORS, KLEstimatorName
 from dinghai.objective.layout import Layout
-from dinghai.objective.ratio import LOG_RATIOS, masked, token_log_ratio
-from dinghai.objective.reduce import Normalizer, check_reduction, reduce_tokens, token_factor
-from dinghai.objective.registry import Rule, Tokens, check_parameters, get_rule
-from dinghai.objective.stats import Stats, clip_stats, on_grid
+from dinghai.objective.ratio import LOG_RATIO, RatioLevel
+from dinghai.objective.reduce import Normalizer, Reduction, ReductionName, attach_gradient
+from dinghai.objective.registry import find_rule, nearest, scale_warnings
+from dinghai.objective.rules import TokenInputs
+from dinghai.objective.stats import Stats, collect
 
 
 @dataclass(frozen=True)
 class PolicyLossOutput:
-    """loss: scalar, to be minimised, with gradient. decision: what happened to each token. stats: additive sums."""
+    """What a call of `PolicyLoss` returns."""
 
-    loss: Tensor
-    decision: Decision
-    stats: Stats
+    loss: Tensor  # scalar, minimised; carries the gradient to logp_new
+    decision: Decision  # the record of each token, in the shape of the caller's tensors, without gradient
+    stats: Stats  # sums; add those of all micro-batches, then .metrics()
 
 
 class PolicyLoss:
-    """loss = -sum_t f_t (J_t - beta KL_t), with f_t the reduction's factor of the token.
+    """The loss of one rule of the registry.
 
-    rule:       "ppo" or "grpo", or another name in the registry
-    reduction:  "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"
-    ratio:      "token": r_t of each token. "sequence": the geometric mean s of its sequence's, for all its tokens; with
-                one advantage a sequence and the reduction "seq-mean-token-mean" this is GSPO (2507.18071 eq. 5)
-    kl, beta:   estimator of KL(new || ref) ("k1", "k2", "k3"; see `kl.py` for whose gradient each is) and its factor
-    max_length: the constant of "seq-mean-token-sum-norm"
-    parameters: the rule's own, e.g. eps_low, eps_high, dual_clip
+    Args:
+        rule: name in the registry, e.g. "ppo" or "grpo".
+        ratio: the importance ratio of each "token", or of the whole "sequence" (GSPO).
+        reduction: how tokens become one number; see `Reduction`.
+        max_length: constant length in tokens, for the reduction "seq-mean-token-sum-norm" only.
+        kl: estimator of the divergence from the reference, "k1", "k2" or "k3"; calls then need logp_ref.
+        beta: coefficient of the KL penalty in the loss; 0 only measures it.
+        parameters: those of the rule, e.g. eps_low, eps_high, dual_clip; see `find_rule(name).describe()`.
 
-    The loss has the surrogate's value, and a gradient built from the rule's closed-form weight: the record is the gradient,
-    so no metric can disagree with it. (The tests prove that the weight is the surrogate's derivative.)
+    Warns where a parameter lies on the scale of another ratio, e.g. GRPO's ε of 0.2 on a sequence's ratio.
+
+    Raises:
+        InputError: a name is unknown, or a value out of range.
     """
 
     def __init__(
         self,
-        rule: str = "grpo",
+        rule: str,
         *,
-        reduction: str = "token-mean",
-        ratio: Literal["token", "sequence"] = "token",
-        kl: str | None = None,
-        beta: float = 0.0,
+        ratio: RatioLevel = "token",
+        reduction: ReductionName = "token-mean",
         max_length: int | None = None,
+        kl: KLEstimatorName | None = None,
+        beta: float = 0.0,
         **parameters: float | None,
     ) -> None:
-        if ratio not in LOG_RATIOS:
-            raise InputError(f"ratio must be 'token' or 'sequence', got {ratio!r}")
-        if beta < 0 or (beta > 0 and kl is None):
-            raise InputError(f"beta = {beta:g} must be 0, or positive together with kl='k1', 'k2' or 'k3'")
-        check_reduction(reduction, max_length)
-        self.rule: Rule = get_rule(rule)
-        self.parameters = check_parameters(self.rule, parameters)
-        self.reduction, self.max_length, self.ratio = reduction, max_length, ratio
-        self.kl_name, self.kl, self.beta = kl, get_estimator(kl) if kl else None, beta
+        self.rule = find_rule(rule)
+        self.parameters = self.rule.parse(parameters)
+        self.reduction = Reduction(reduction, max_length)
+        self.ratio, self.kl, self.beta = ratio, kl, beta
+        if ratio not in self.rule.ratio_levels:
+            raise InputError(f"rule {rule!r} has no ratio {ratio!r}{nearest(ratio, list(self.rule.ratio_levels))}")
+        if kl is not None and kl not in KL_ESTIMATORS:
+            raise InputError(f"unknown KL estimator {kl!r}{nearest(kl, list(KL_ESTIMATORS))}")
+        if not 0 <= beta < float("inf"):
+            raise InputError(f"beta must be 0 or more; got {beta!r}")
+        if beta > 0 and kl is None:
+            raise InputError(f"beta is {beta:g}, but no KL estimator is chosen: set kl to k1, k2 or k3 (GRPO: k3)")
+        for warning in scale_warnings(self.rule, self.parameters, ratio):
+            warnings.warn(warning, stacklevel=2)
 
     def __call__(
         self,
@@ -78,54 +92,105 @@ class PolicyLoss:
         logp_ref: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> PolicyLossOutput:
-        """The loss of a batch, or of a micro-batch of a step that `normalizer` counts.
+        """The loss of one batch, or of one micro-batch of whole sequences.
 
-        logp_new:   log pi_new of the chosen tokens, nats, with gradient
-        logp_old:   log pi_old: of the same weights before the first update on the batch
-        advantage:  one value a sequence [B], or one a token
-        mask:       bool, True where a token counts; masked slots may hold anything, NaN too. Default: all
-        cu_seqlens: [B + 1], where each sequence begins and ends in packed tensors
-        logp_ref:   log pi_ref, needed for and only for a KL term
-        normalizer: tokens and sequences of the whole optimiser step; default: of this batch
+        Args:
+            logp_new: log π_new(token) in nats, with grad; padded [B, T] or packed [N].
+            logp_old: log π_old(token), of the weights before the first update on the batch. Same shape.
+            advantage: one per sequence [B], or one per token.
+            mask: boolean, True where a token is trained on. Needed when padded, optional when packed.
+            cu_seqlens: [B+1], where packed sequences begin and end.
+            logp_ref: log π_ref(token); given if and only if `kl` was.
+            normalizer: tokens and sequences of the whole optimiser step, so that the losses of its micro-batches add up
+                to the loss of the whole. By default those of this batch.
+
+        Half precision is computed in float32; float64 stays. Masked positions may hold anything.
+
+        Raises:
+            InputError: shapes or dtypes do not fit together.
         """
+        _check_floats(logp_new=logp_new, logp_old=logp_old, advantage=advantage, logp_ref=logp_ref)
+        _check_shapes(logp_new, logp_old=logp_old, logp_ref=logp_ref)
         if (logp_ref is None) != (self.kl is None):
-            raise InputError("logp_ref and kl go together: pass both or neither")
-        if logp_old.shape != logp_new.shape:
-            raise InputError(f"logp_old has shape {tuple(logp_old.shape)}, logp_new {tuple(logp_new.shape)}")
+            raise InputError("logp_ref is what the KL is measured from: give it if and only if `kl` is set")
         layout = Layout.of(logp_new, mask, cu_seqlens)
-        new, old = masked(logp_new, layout), masked(logp_old.detach(), layout)
-        A = masked(layout.per_token(advantage.detach(), "advantage"), layout).to(new.dtype)
-
-        J, decision = self.decide(new.detach(), old, A, layout)
-        objective = _with_gradient(J, decision.weight, new)
-        stats = clip_stats(decision, new.detach(), old, token_factor(self.reduction, layout, new.dtype))
+        logp_new_N = _in_compute_dtype(layout.gather(logp_new))
+        x = self._inputs(logp_new_N.detach(), logp_old, advantage, layout)
+        surrogate_N = self.rule.surrogate(x, self.parameters)
+        decision = self._decide(x)
+        loss_N = -attach_gradient(surrogate_N, decision.weight, logp_new_N)
+        kl_N = None
         if self.kl is not None and logp_ref is not None:
-            x = masked(logp_ref.detach(), layout) - new.detach()
-            kl = _with_gradient(self.kl.value(x), self.kl.coefficient(x), new)
-            objective = objective - self.beta * kl
-            stats += Stats({f"kl_ref_{self.kl_name}": on_grid(torch.where(layout.mask, kl.detach(), 0)).sum()})
-        loss = -reduce_tokens(objective, layout, self.reduction, normalizer, self.max_length)
-        return PolicyLossOutput(loss, decision, stats)
-
-    def decide(self, logp_new: Tensor, logp_old: Tensor, A: Tensor, layout: Layout) -> tuple[Tensor, Decision]:
-        """J and the decision of each token, from tensors that are 0 where masked."""
-        log_ratio = LOG_RATIOS[self.ratio](token_log_ratio(logp_new, logp_old), layout)
-        log_ratio = torch.where(layout.mask, log_ratio, 0)
-        r = log_ratio.exp()
-        tokens = Tokens(log_ratio, r, A, logp_new, logp_old, layout)
-        signal = layout.mask & (A != 0)
-        # An overflowed ratio times an advantage of 0 would be NaN; such a token has no gradient whatever the ratio.
-        J, w, w0 = (
-            torch.where(signal, x, 0)
-            for x in (self.rule.surrogate(tokens, self.parameters), self.rule.weight(tokens, self.parameters), r * A)
+            kl_N, kl_weight_N = self._kl(x, logp_ref)
+            if self.beta > 0:
+                loss_N = loss_N + self.beta * attach_gradient(kl_N, kl_weight_N, logp_new_N)
+                decision = replace(decision, kl_weight=-self.beta * kl_weight_N)
+        return PolicyLossOutput(
+            loss=self.reduction(loss_N, layout, normalizer),
+            decision=decision.unpacked(layout),
+            stats=collect(x, decision, surrogate_N, self.reduction.factor(layout), kl_N, self.kl),
         )
-        region = self.rule.region(tokens, self.parameters)
-        region[layout.mask & (A == 0)] = Region.NO_SIGNAL
-        region[~layout.mask] = Region.MASKED
-        in_band = self.rule.in_band(tokens, self.parameters)
-        return J, Decision(log_ratio, r, A, w, w0, region, effect_of(w, w0, signal), layout.mask, in_band)
+
+    def _inputs(self, logp_new_N: Tensor, logp_old: Tensor, advantage: Tensor, layout: Layout) -> TokenInputs:
+        """What the rule looks at. Nothing here carries a gradient."""
+        dtype = logp_new_N.dtype
+        logp_old_N = layout.gather(logp_old.detach()).to(dtype)
+        log_ratio_N = LOG_RATIO[self.ratio](logp_new_N, logp_old_N, layout)
+        return TokenInputs(
+            log_ratio=log_ratio_N,
+            ratio=log_ratio_N.exp(),
+            advantage=_advantage_of_tokens(advantage.detach(), layout).to(dtype),
+            logp_new=logp_new_N,
+            logp_old=logp_old_N,
+            layout=layout,
+        )
+
+    def _decide(self, x: TokenInputs) -> Decision:
+        """The record of the tokens that count, packed [N]."""
+        weight_N = self.rule.weight(x, self.parameters)
+        unclipped_N = x.importance_weighted
+        return Decision(
+            log_ratio=x.log_ratio,
+            ratio=x.ratio,
+            advantage=x.advantage,
+            weight=weight_N,
+            weight_unclipped=unclipped_N,
+            region=self.rule.region(x, self.parameters),
+            effect=effects(weight_N, unclipped_N, x.advantage),
+            mask=torch.ones_like(x.advantage, dtype=torch.bool),
+        )
+
+    def _kl(self, x: TokenInputs, logp_ref: Tensor) -> tuple[Tensor, Tensor]:
+        """Value of the KL estimator for each token, and its coefficient of ∇log π_new: [N], [N]."""
+        estimator = KL_ESTIMATORS[self.kl or ""]
+        log_ratio_N = x.logp_new - x.layout.gather(logp_ref.detach()).to(x.logp_new.dtype)
+        return estimator.value(log_ratio_N), estimator.weight(log_ratio_N)
 
 
-def _with_gradient(value: Tensor, coefficient: Tensor, logp: Tensor) -> Tensor:
-    """`value`, with the gradient coefficient * grad logp."""
-    return value + coefficient * (logp - logp.detach())
+def _in_compute_dtype(x: Tensor) -> Tensor:
+    """float64 stays; all else is computed in float32, since a ratio near 1 has no digits to spare in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _advantage_of_tokens(advantage: Tensor, layout: Layout) -> Tensor:
+    """[B] or the tokens' own shape -> [N]."""
+    if advantage.shape == layout.shape:
+        return layout.gather(advantage)
+    if advantage.shape == (layout.rows,):
+        return layout.spread(advantage)
+    raise InputError(
+        f"advantage must be one per sequence [{layout.rows}] or one per token {list(layout.shape)}; "
+        f"got shape {list(advantage.shape)}"
+    )
+
+
+def _check_floats(**tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise InputError(f"{name} must be a floating-point tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+
+
+def _check_shapes(logp_new: Tensor, **tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and x.shape != logp_new.shape:
+            raise InputError(f"{name} has shape {list(x.shape)}, but logp_new has {list(logp_new.shape)}")

@@ -1,10 +1,9 @@
-"""From one value a token to one loss, under verl's names.
+"""From a number per token to one number: the reductions, under verl's names, and what they divide by.
 
-A reduction is sum_t f_t x_t. The factor f_t has a part of the token's own sequence (`token_factor`) and one constant of
-the whole optimiser step (`Normalizer`). Because the constant is given and not taken from the micro-batch at hand, the
-losses of micro-batches add up to the loss of the whole under any split into whole sequences.
+Shapes: B sequences, N tokens that count (packed, see layout.py).
 
-Shapes: x stands for [B, T] or packed [N].
+Every reduction is  Σ_t f_t · x_t / D: a factor per token, which only needs the token's own sequence, and a divisor,
+which needs the whole optimiser step. So micro-batches that divide by the D of the whole add up to it exactly.
 """
 
 from __future__ import annotations
@@ -18,59 +17,95 @@ from torch import Tensor
 from dinghai.errors import InputError
 from dinghai.objective.layout import Layout
 
-Reduction = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"]
+ReductionName = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"
+]
+REDUCTIONS: tuple[ReductionName, ...] = get_args(ReductionName)
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """What the whole optimiser step counts: unmasked tokens, and sequences that have at least one."""
+    """How much one optimiser step holds, over all its micro-batches (and ranks): what a mean divides by.
 
-    tokens: int | Tensor
-    sequences: int | Tensor
+    A sequence without a token that counts is not counted. Zeros are allowed: a step of nothing has loss 0.
+    """
+
+    tokens: int | float | Tensor
+    sequences: int | float | Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequences"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and not value >= 0:
+                raise InputError(f"Normalizer.{name} must be 0 or more; got {value!r}")
 
     @classmethod
     def of(cls, layout: Layout) -> Normalizer:
-        return cls(layout.mask.sum(), layout.filled)
+        """That of one batch on its own."""
+        return cls(tokens=layout.tokens, sequences=layout.sequences)
 
 
-def check_reduction(reduction: str, max_length: int | None) -> None:
-    """InputError for an unknown reduction, or a constant length where it is not used or missing."""
-    if reduction not in get_args(Reduction):
-        raise InputError(f"there is no reduction {reduction!r}; there are {', '.join(get_args(Reduction))}")
-    if (reduction == "seq-mean-token-sum-norm") != (max_length is not None):
-        raise InputError(
-            "max_length is the constant that reduction='seq-mean-token-sum-norm' divides by (Dr. GRPO), and is used "
-            "by no other; pass both or neither"
-        )
+@dataclass(frozen=True)
+class Reduction:
+    """One of `REDUCTIONS`: |y| is the number of tokens of the sequence that count, M is max_length.
 
+    ========================= ======= =============== ==============================================================
+    name                      f_t     D               source
+    ========================= ======= =============== ==============================================================
+    token-mean                1       tokens          DAPO, arXiv 2503.14476, equation 8
+    seq-mean-token-mean       1/|y|   sequences       GRPO, arXiv 2402.03300, equation 3
+    seq-mean-token-sum        1       sequences       the policy gradient of whole sequences
+    seq-mean-token-sum-norm   1       sequences · M   Dr. GRPO, arXiv 2503.20783, section 3.2: a constant, so that
+                                                      length has no say in a token's weight
+    token-sum                 1       1
+    ========================= ======= =============== ==============================================================
 
-def token_factor(reduction: str, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """The part of f_t that a token's own sequence decides: 1/|y| for sequence means of token means, else 1."""
-    if reduction == "seq-mean-token-mean":
-        return layout.spread(1 / layout.length_B.clamp_min(1).to(dtype))
-    return torch.ones_like(layout.mask, dtype=dtype)
-
-
-def step_divisor(reduction: str, normalizer: Normalizer, max_length: int | None) -> int | Tensor:
-    """The constant of the optimiser step that the sum is divided by; at least 1, so that no tokens give a loss of 0.
-
-    token-mean               tokens                     DAPO, 2503.14476 eq. 8
-    seq-mean-token-mean      sequences                  GRPO, 2402.03300 eq. 3
-    seq-mean-token-sum       sequences
-    seq-mean-token-sum-norm  sequences * max_length     Dr. GRPO, 2503.20783 sec. 3.1
-    token-sum                1
+    Raises:
+        InputError: unknown name, or max_length missing for seq-mean-token-sum-norm or given to another.
     """
-    if reduction == "token-sum":
-        return 1
-    count = normalizer.tokens if reduction == "token-mean" else normalizer.sequences
-    count = count.clamp_min(1) if isinstance(count, Tensor) else max(1, count)
-    return count * max_length if max_length is not None else count
+
+    name: ReductionName
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in REDUCTIONS:
+            raise InputError(f"unknown reduction {self.name!r}; one of {', '.join(REDUCTIONS)}")
+        if self.name == "seq-mean-token-sum-norm":
+            if self.max_length is None or self.max_length < 1:
+                raise InputError(
+                    "reduction seq-mean-token-sum-norm divides by a constant length: give max_length, the longest "
+                    f"completion in tokens; got {self.max_length!r}"
+                )
+        elif self.max_length is not None:
+            raise InputError(f"max_length is read by seq-mean-token-sum-norm only, not by {self.name}: leave it out")
+
+    def factor(self, layout: Layout) -> Tensor:
+        """f_t of each token: [N], float64. The same however the batch is split into whole sequences."""
+        if self.name == "seq-mean-token-mean":
+            return layout.spread(1.0 / layout.length_B.double())
+        return torch.ones(layout.tokens, dtype=torch.float64, device=layout.length_B.device)
+
+    def divisor(self, normalizer: Normalizer) -> float | Tensor:
+        """D, at least 1 token or sequence, so that nothing at all gives 0 and not NaN."""
+        if self.name == "token-sum":
+            return 1.0
+        if self.name == "token-mean":
+            return _at_least_one(normalizer.tokens)
+        return _at_least_one(normalizer.sequences) * (self.max_length or 1)
+
+    def __call__(self, x_N: Tensor, layout: Layout, normalizer: Normalizer | None = None) -> Tensor:
+        """Σ_t f_t · x_t / D, a scalar. Without a normaliser, D is that of the batch given."""
+        factor_N = self.factor(layout).to(x_N.dtype)
+        return (factor_N * x_N).sum() / self.divisor(normalizer or Normalizer.of(layout))
 
 
-def reduce_tokens(
-    x: Tensor, layout: Layout, reduction: str, normalizer: Normalizer | None = None, max_length: int | None = None
-) -> Tensor:
-    """sum_t f_t x_t, a scalar. `x` must be 0, or at least finite, where masked."""
-    normalizer = normalizer or Normalizer.of(layout)
-    factor = token_factor(reduction, layout, x.dtype)
-    return torch.where(layout.mask, x * factor, 0).sum() / step_divisor(reduction, normalizer, max_length)
+def attach_gradient(value_N: Tensor, weight_N: Tensor, x_N: Tensor) -> Tensor:
+    """A tensor whose value is `value_N` and whose derivative by `x_N` is `weight_N`, both taken as constants: [N].
+
+    So a gradient that is known in closed form *is* the gradient, and the record of it cannot disagree.
+    """
+    return value_N.detach() + weight_N.detach() * (x_N - x_N.detach())
+
+
+def _at_least_one(count: int | float | Tensor) -> float | Tensor:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(float(count), 1.0)

@@ -1,102 +1,88 @@
-"""Rules by name. A rule is a function pair, what its parameters mean, and where it comes from."""
+"""The registry of rules: a name, its parameters and where it was published. A new rule is one line in RULES."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from dinghai.errors import InputError
-from dinghai.objective.layout import Layout
+from dinghai.objective.parameters import ParameterInfo, Parameters, describe
+from dinghai.objective.ratio import RATIO_LEVELS, RatioLevel
+from dinghai.objective.rules import ClipParameters, TokenInputs, clip_region, clip_surrogate, clip_weight
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a rule may look at, one value a token ([B, T] or [N]), zeros where masked; gradients are the caller's.
-
-    ratio is exp(log_ratio), of the token or of its sequence.
-    """
-
-    log_ratio: Tensor
-    ratio: Tensor
-    advantage: Tensor
-    logp_new: Tensor
-    logp_old: Tensor
-    layout: Layout
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number that a rule takes. `default` None means the part of the rule it belongs to is off."""
-
-    default: float | None
-    unit: str
-    usual: str
-    meaning: str
-    above: float | None = None
-    below: float | None = None
-
-
-Parameters = Mapping[str, float | None]
+RuleFunction = Callable[[TokenInputs, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """J(token) and its gradient's coefficient.
-
-    surrogate: the value that is maximised, one a token
-    weight:    w with grad J = w * grad log pi_new(token), in closed form; autograd of the surrogate proves it
-    region:    where in the plane of ratio and advantage each token lies (`decision.Region`)
-    in_band:   whether the ratio lies within the rule's bounds, whatever the sign of the advantage
-    """
+    """One objective of the family: its functions [N] -> [N], its parameters, its paper."""
 
     name: str
-    surrogate: Callable[[Tokens, Parameters], Tensor]
-    weight: Callable[[Tokens, Parameters], Tensor]
-    region: Callable[[Tokens, Parameters], Tensor]
-    in_band: Callable[[Tokens, Parameters], Tensor]
-    parameters: Mapping[str, Parameter]
-    source: str
+    paper: str
+    surrogate: RuleFunction  # J per token, maximised
+    weight: RuleFunction  # coefficient of ∇log π_new in ∇J: the closed form of the surrogate's gradient
+    region: RuleFunction  # `Region` per token
+    parameters: type[Parameters]
+    ratio_levels: tuple[RatioLevel, ...] = RATIO_LEVELS
+
+    def describe(self) -> list[ParameterInfo]:
+        """Its parameters with unit, default, usual range and description."""
+        return describe(self.parameters)
+
+    def parse(self, given: Mapping[str, object]) -> Parameters:
+        """Checked parameters from names and values; those not given take their defaults.
+
+        Raises:
+            InputError: an unknown name (the nearest is suggested) or a value out of range.
+        """
+        known = [info.name for info in self.describe()]
+        for name in given:
+            if name not in known:
+                raise InputError(f"rule {self.name!r} has no parameter {name!r}{nearest(name, known)}")
+        return self.parameters(**given)
 
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("ppo", "arXiv 1707.06347, equation 7", clip_surrogate, clip_weight, clip_region, ClipParameters),
+        Rule("grpo", "arXiv 2402.03300, equation 3", clip_surrogate, clip_weight, clip_region, ClipParameters),
+    )
+}
 
 
-def register(rule: Rule) -> Rule:
-    """Adds a rule; a name can be taken once."""
-    if rule.name in RULES:
-        raise InputError(f"there is a rule {rule.name!r} already: choose another name")
-    RULES[rule.name] = rule
-    return rule
+def find_rule(name: str) -> Rule:
+    """The rule of a name.
 
-
-def get_rule(name: str) -> Rule:
-    """The rule of that name; InputError names the nearest one."""
+    Raises:
+        InputError: there is none; the message suggests the nearest name.
+    """
     if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(RULES))}"
-        raise InputError(f"there is no rule {name!r}; {hint}")
+        raise InputError(f"unknown rule {name!r}{nearest(name, list(RULES))}")
     return RULES[name]
 
 
-def check_parameters(rule: Rule, given: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The rule's parameters with defaults filled in; InputError for an unknown one or a value out of range."""
-    for name, value in given.items():
-        if name not in rule.parameters:
-            near = difflib.get_close_matches(name, rule.parameters, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(rule.parameters)}"
-            raise InputError(f"rule {rule.name!r} has no parameter {name!r}; {hint}")
-        parameter = rule.parameters[name]
-        if value is None:
-            if parameter.default is not None:
-                raise InputError(f"{name} of rule {rule.name!r} must be a number ({parameter.usual} is usual)")
+def scale_warnings(rule: Rule, parameters: Parameters, ratio: RatioLevel) -> list[str]:
+    """A sentence for each parameter whose value belongs to another ratio than the one in use, ten times off or more."""
+    sentences = []
+    for info in rule.describe():
+        value = getattr(parameters, info.name)
+        usual = info.usual if ratio == "token" else info.usual_sequence
+        if value is None or usual is None or math.isinf(value) or usual[0] / 10 <= value <= usual[1] * 10:
             continue
-        low, high = parameter.above, parameter.below
-        if not (low is None or value > low) or not (high is None or value < high) or value != value:
-            bounds = " and ".join(
-                ([f"above {low:g}"] if low is not None else []) + ([f"below {high:g}"] if high is not None else [])
-            )
-            raise InputError(f"{name} = {value:g} of rule {rule.name!r} must be {bounds}: {parameter.meaning}")
-    return {name: given.get(name, parameter.default) for name, parameter in rule.parameters.items()}
+        sentences.append(
+            f"{info.name} = {value:g} is on another scale than the ratio of a {ratio}, "
+            f"for which {usual[0]:g} to {usual[1]:g} is usual ({info.unit})"
+        )
+    return sentences
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of an error message: the likeliest of the known names, and all of them."""
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return (f"; did you mean {close[0]!r}?" if close else ";") + f" known: {', '.join(known)}"

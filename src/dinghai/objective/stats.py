@@ -1,139 +1,197 @@
-"""Statistics as sums: they add up exactly over micro-batches, minibatches, epochs and ranks, and are divided once.
+"""Statistics of a batch as sums that add up exactly, over micro-batches, minibatches, epochs and ranks.
 
-Shapes: one value a token, [B, T] or packed [N].
+Shapes: N tokens that count (packed, see layout.py), R regions, K sums.
+
+A mean of means is wrong as soon as the parts differ in size. So a `Stats` holds sums and counts only, `+` adds them,
+and `metrics()` divides once, at the end. The sums are equal bit for bit in whatever order and split they were added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dinghai.errors import InputError
 from dinghai.objective.decision import Decision, Effect, Region
+from dinghai.objective.kl import k1, k3
+from dinghai.objective.rules import TokenInputs
 
-# Each real-valued addend is rounded to a multiple of 2**-30 (1e-9). Sums of such numbers are exact in float64 while they
-# stay below 2**23, so the result does not depend on the order or the split; above that it is float64's own rounding.
-GRID = 2.0**30
+BY_REGION = ("tokens", "weight", "weight_removed", "gradient", "gradient_removed")
+SCALARS = (
+    "sequences",  # with at least one token that counts
+    "nonfinite_tokens",  # a log-prob, the advantage or the weight is NaN or infinite
+    "factor",  # Σ f_t
+    "surrogate",  # Σ f_t·J_t
+    "kl_old_new_k1",
+    "kl_old_new_k3",
+    "ratio_excess",  # Σ (r - 1): small addends keep their digits, and Σ r is tokens + this
+    "ratio_excess_squared",  # Σ (r - 1)²
+    "kl_ref",
+    "kl_ref_tokens",
+)
+SUMS = (
+    *(f"{what}/{region.name.lower()}" for region in Region for what in BY_REGION),
+    *(f"effect/{effect.name.lower()}" for effect in Effect),
+    *SCALARS,
+)
 
-CLIP_REGIONS = [r for r in Region if r not in (Region.MASKED, Region.NO_SIGNAL)]
+# Addition of float64 is exact, and so free of order, as long as all addends are multiples of one power of two and no
+# partial sum needs more than 53 bits: with this grid (1e-9), below 2^22 in absolute value. Each addend is rounded to it
+# once, which is an error far below that of float32. Beyond 2^22 sums stay as accurate as float64 always is, but may
+# depend on the order in the last digit. Rounding leaves NaN and infinity what they are.
+GRID = 2.0**-30
 
 
 def on_grid(x: Tensor) -> Tensor:
-    """`x` in float64, rounded to the grid; NaN and infinity stay what they are."""
-    return torch.round(x.double() * GRID) / GRID
+    """x in float64, rounded to the nearest multiple of 2^-30."""
+    return (x.double() / GRID).round() * GRID
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Sums (and maxima) by name, as float64 scalars on their device; `a + b` merges, `metrics()` divides.
+    """Sums over the tokens that count. To merge ranks, all-reduce `sums` with SUM and `maxima` with MAX."""
 
-    sums:    counts and grid-rounded sums
-    largest: merged by maximum
-    """
-
-    sums: Mapping[str, Tensor] = field(default_factory=dict)
-    largest: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Tensor  # [K] float64 on the loss's device, named by SUMS
+    maxima: Tensor  # [1] float64: the largest |log π_new - log π_old|
+    kl: str | None = None  # name of the estimator in `kl_ref`
 
     def __add__(self, other: Stats) -> Stats:
-        zero = torch.zeros((), dtype=torch.float64)
-        names = [*self.sums, *(n for n in other.sums if n not in self.sums)]
-        sums = {n: self.sums.get(n, zero) + other.sums.get(n, zero) for n in names}
-        largest = dict(self.largest)
-        for name, value in other.largest.items():
-            largest[name] = torch.maximum(largest[name], value) if name in largest else value
-        return Stats(sums, largest)
+        """The statistics of both batches together."""
+        if self.kl and other.kl and self.kl != other.kl:
+            raise InputError(f"cannot add statistics of the KL estimators {self.kl} and {other.kl}")
+        return Stats(self.sums + other.sums, torch.maximum(self.maxima, other.maxima), self.kl or other.kl)
 
-    def totals(self) -> dict[str, float]:
-        """The sums and maxima as numbers, in one transfer from the device."""
-        values = {**self.sums, **self.largest}
-        if not values:
-            return {}
-        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+    def __radd__(self, other: object) -> Stats:
+        """So that the built-in `sum` works, which begins with 0."""
+        return self if other == 0 else NotImplemented
 
     def metrics(self) -> dict[str, float]:
-        """What the sums say. A metric whose denominator is zero is left out.
+        """Divided sums, by name. One transfer from the device.
 
-        stopped_fraction          tokens whose gradient the rule made exactly zero, of the tokens with signal (A != 0)
-        band_fraction             tokens with the ratio outside the bounds, stopped or not, of the tokens with signal:
-                                  the classic clip fraction, which ignores the sign of A
-        region/R_fraction         tokens in region R, of the unmasked tokens
-        effect/E_fraction         tokens with effect E, of the tokens with signal
-        weight_removed/R          weight that the rule took from the tokens of R, of all the weight that no clip would
-                                  have given: sum f (|w0| - |w|) / sum f |w0|, f the reduction's factor of the token
-        weight_removed/total      over all regions
-        gradient_removed/R        the same with each token counted by |w| (1 - p_new): the norm of its gradient at the
-        gradient_removed/total    logits is |w| ||e_a - pi||, which lies within 1 and sqrt(2) times that
-        kl_old_new_k1, _k3        estimates of KL(old || new) in nats a token, mean over the unmasked tokens
-        ratio_mean                mean importance ratio over the unmasked tokens
-        ess_fraction              effective sample size (sum r)^2 / (n sum r^2): 1 when all ratios agree
-        log_ratio_abs_max         largest |log ratio|
-        kl_ref_E                  mean over the unmasked tokens of the estimator E of KL(new || ref), where asked for
+        Over the tokens that count:
+            tokens, signal_tokens       how many there are, and how many of them have A != 0
+            nonfinite_tokens            with a NaN or infinity in log-probs, advantage or weight
+            region/<name>_fraction, effect/<name>_fraction
+            kl_old_new_k1, _k3          KL(π_old || π_new) in nats, from each token's own log-ratio: unbiased for tokens
+                                        drawn from π_old; k1 may be negative
+            kl_ref_<estimator>          of π_new from the reference, if asked for
+            ratio_mean                  of the ratio that the rule saw (of the token, or of its sequence)
+            ess_fraction                effective sample size (Σr)² / (n Σr²); 1 where all ratios agree
+            log_ratio_abs_max           largest |log π_new - log π_old| of a token
+            surrogate_mean              Σ f_t·J_t / Σ f_t; f_t is the factor of the reduction, so for token-mean and
+                                        seq-mean-token-mean it is minus the policy part of the loss
+        Over the tokens with A != 0:
+            stopped_fraction            the weight is exactly 0
+            band_fraction               the ratio is outside the band, whether or not the gradient is stopped: what most
+                                        frameworks call clip fraction
+        Shares of the gradient that no rule would have given, Σ f_t·removed / Σ f_t·unclipped:
+            weight_removed/<region>     of |w0| = |r·A|, removed = max(0, |w0| - max(0, w·sign(w0)))
+            weight_removed/total
+            gradient_removed/<region>   the same of |w0|·(1-p), p = π_new(token). The gradient at the logits has the
+            gradient_removed/total      norm |w|·‖e_token - π‖, which lies within [1, √2] times |w|·(1-p)
+
+        A fraction of the tokens with A != 0, or of the gradient, is 0.0 where there is none: nothing was taken away.
+        Without any token only the three counts are given.
         """
-        total = self.totals()
-        result: dict[str, float] = {}
-
-        def divide(name: str, above: str, below: str) -> None:
-            if total.get(below, 0.0) != 0 and above in total:
-                result[name] = total[above] / total[below]
-
-        divide("stopped_fraction", "stopped", "signal")
-        divide("band_fraction", "out_of_band", "signal")
-        for region in Region:
-            if region is not Region.MASKED:
-                divide(f"region/{region.name.lower()}_fraction", f"region/{region.name.lower()}", "tokens")
-        for effect in Effect:
-            if effect is not Effect.NONE:
-                divide(f"effect/{effect.name.lower()}_fraction", f"effect/{effect.name.lower()}", "signal")
-        for kind in ("weight", "gradient"):
-            for name in (*(r.name.lower() for r in CLIP_REGIONS), "total"):
-                divide(f"{kind}_removed/{name}", f"{kind}_removed/{name}", kind)
-        for name in ("kl_old_new_k1", "kl_old_new_k3", *(n for n in total if n.startswith("kl_ref_"))):
-            divide(name, name, "tokens")
-        divide("ratio_mean", "ratio", "tokens")
-        if total.get("ratio_squared", 0.0) != 0:
-            result["ess_fraction"] = total["ratio"] ** 2 / (total["tokens"] * total["ratio_squared"])
-        if "log_ratio_abs_max" in total:
-            result["log_ratio_abs_max"] = total["log_ratio_abs_max"]
-        return result
+        *values, log_ratio_abs_max = torch.cat([self.sums, self.maxima]).tolist()
+        s = dict(zip(SUMS, values, strict=True))
+        n = sum(s[f"tokens/{name}"] for name in _REGIONS)
+        signal = n - s["tokens/no_signal"]
+        metrics = {"tokens": n, "signal_tokens": signal, "nonfinite_tokens": s["nonfinite_tokens"]}
+        if n == 0:
+            return metrics
+        metrics["stopped_fraction"] = _share(s["effect/stopped"], signal)
+        metrics["band_fraction"] = _share(signal - s["tokens/inside"], signal)
+        metrics |= {f"region/{name}_fraction": s[f"tokens/{name}"] / n for name in _REGIONS}
+        metrics |= {f"effect/{e.name.lower()}_fraction": s[f"effect/{e.name.lower()}"] / n for e in Effect}
+        metrics |= _removed(s, "weight") | _removed(s, "gradient")
+        metrics |= {"kl_old_new_k1": s["kl_old_new_k1"] / n, "kl_old_new_k3": s["kl_old_new_k3"] / n}
+        if s["kl_ref_tokens"] > 0:
+            metrics[f"kl_ref_{self.kl}"] = s["kl_ref"] / s["kl_ref_tokens"]
+        ratio_sum = n + s["ratio_excess"]
+        square_sum = n + 2 * s["ratio_excess"] + s["ratio_excess_squared"]
+        metrics["ratio_mean"] = ratio_sum / n
+        metrics["ess_fraction"] = _share(ratio_sum * ratio_sum, n * square_sum)
+        metrics["log_ratio_abs_max"] = log_ratio_abs_max
+        metrics["surrogate_mean"] = s["surrogate"] / s["factor"]
+        return metrics
 
 
-@torch.no_grad()
-def clip_stats(decision: Decision, logp_new: Tensor, logp_old: Tensor, factor: Tensor) -> Stats:
-    """The sums of one batch.
+def collect(
+    x: TokenInputs,
+    decision: Decision,
+    surrogate_N: Tensor,
+    factor_N: Tensor,
+    kl_ref_N: Tensor | None = None,
+    kl: str | None = None,
+) -> Stats:
+    """The sums of one batch, from its packed record.
 
-    logp_new, logp_old: 0 where masked
-    factor:             the reduction's factor of each token, without the constant of the step
+    Args:
+        decision: packed, [N]. surrogate_N: J. factor_N: f_t of the reduction. kl_ref_N: value of the estimator `kl`.
     """
-    d, mask, signal = decision, decision.mask, decision.signal
-    sums: dict[str, Tensor] = {
-        "tokens": mask.sum(),
-        "signal": signal.sum(),
-        "stopped": (d.effect == Effect.STOPPED).sum(),
-        "out_of_band": (signal & ~d.in_band).sum(),
-        "ratio": on_grid(torch.where(mask, d.ratio, 0)).sum(),
-        "ratio_squared": on_grid(torch.where(mask, d.ratio.double() ** 2, 0)).sum(),
-    }
-    region = d.region.flatten().long()
-    region_counts = region.bincount(minlength=len(Region))
-    effect_counts = d.effect.flatten().long().bincount(minlength=len(Effect))
-    sums |= {f"region/{r.name.lower()}": region_counts[r] for r in Region if r is not Region.MASKED}
-    sums |= {f"effect/{e.name.lower()}": effect_counts[e] for e in Effect if e is not Effect.NONE}
+    log_ratio_N = (x.logp_new - x.logp_old).double()  # of each token, also where the rule acts on sequences
+    excess_N = decision.ratio.double() - 1
+    finite_N = torch.stack([x.logp_new, x.logp_old, decision.advantage, decision.weight]).isfinite().all(dim=0)
+    per_token_AN = torch.stack(
+        [
+            (~finite_N).double(),
+            factor_N,
+            factor_N * surrogate_N,
+            k1(-log_ratio_N),  # these estimators expect log π - log π' for tokens drawn from π, here π_old
+            k3(-log_ratio_N),
+            excess_N,
+            excess_N.square(),
+            torch.zeros_like(excess_N) if kl_ref_N is None else kl_ref_N.double(),
+            torch.full_like(excess_N, 0.0 if kl_ref_N is None else 1.0),
+        ]
+    )
+    sums = [
+        _by_region(x, decision, factor_N),
+        _count(decision.effect, len(Effect)),
+        x.layout.sequences.double().reshape(1),
+        on_grid(per_token_AN).sum(dim=1),
+    ]
+    maximum = torch.cat([log_ratio_N.new_zeros(1), log_ratio_N.abs()]).amax(dim=0, keepdim=True)
+    return Stats(torch.cat(sums), maximum, kl)
 
-    x = (logp_new - logp_old).double()
-    sums["kl_old_new_k1"] = on_grid(torch.where(mask, -x, 0)).sum()
-    sums["kl_old_new_k3"] = on_grid(torch.where(mask, x.expm1() - x, 0)).sum()
 
-    before = torch.where(signal, d.weight_unclipped.abs() * factor, 0).double()
-    left = torch.where(signal, (d.weight * d.weight_unclipped.sign()).clamp_min(0) * factor, 0).double()
-    removed = (before - left).clamp_min(0)
-    not_chosen = -torch.expm1(logp_new.double())  # 1 - p, without cancellation for p near 1
-    for kind, scale in (("weight", 1.0), ("gradient", not_chosen)):
-        sums[kind] = on_grid(before * scale).sum()
-        by_region = region.bincount(on_grid(removed * scale).flatten(), minlength=len(Region))
-        sums |= {f"{kind}_removed/{r.name.lower()}": by_region[r] for r in CLIP_REGIONS}
-        sums[f"{kind}_removed/total"] = by_region.sum()
+_REGIONS = tuple(region.name.lower() for region in Region if region is not Region.MASKED)
 
-    largest = {"log_ratio_abs_max": d.log_ratio.abs().amax().double()} if d.log_ratio.numel() else {}
-    return Stats({name: value.double() for name, value in sums.items()}, largest)
+
+def _by_region(x: TokenInputs, decision: Decision, factor_N: Tensor) -> Tensor:
+    """The sums BY_REGION, region after region: [R * 5]."""
+    unclipped_N = decision.weight_unclipped.double()
+    along_N = (decision.weight.double() * unclipped_N.sign()).clamp(min=0)  # what is left, if it points the same way
+    removed_N = (unclipped_N.abs() - along_N).clamp(min=0)
+    norm_N = -torch.expm1(x.logp_new.double().clamp(max=0))  # 1 - p, without cancellation where p is near 1
+    weight_N = factor_N * unclipped_N.abs()
+    columns_N5 = torch.stack(
+        [torch.ones_like(weight_N), weight_N, factor_N * removed_N, weight_N * norm_N, factor_N * removed_N * norm_N],
+        dim=1,
+    )
+    # Exact addends make index_add deterministic on a GPU as well, where its order is not.
+    sums_R5 = columns_N5.new_zeros(len(Region), len(BY_REGION))
+    return sums_R5.index_add_(0, decision.region.long(), on_grid(columns_N5)).reshape(-1)
+
+
+def _count(labels_N: Tensor, kinds: int) -> Tensor:
+    ones_N = torch.ones_like(labels_N, dtype=torch.float64)
+    return ones_N.new_zeros(kinds).index_add_(0, labels_N.long(), ones_N)
+
+
+def _removed(s: dict[str, float], what: str) -> dict[str, float]:
+    total = sum(s[f"{what}/{name}"] for name in _REGIONS)
+    removed = {name: s[f"{what}_removed/{name}"] for name in _REGIONS}
+    shares = {f"{what}_removed/{name}": _share(value, total) for name, value in removed.items()}
+    return shares | {f"{what}_removed/total": _share(sum(removed.values()), total)}
+
+
+def _share(part: float, whole: float) -> float:
+    """part / whole, and 0.0 for a share of nothing; NaN and infinity go through."""
+    if whole == 0:
+        return 0.0 if part == 0 else math.nan
+    return part / whole
