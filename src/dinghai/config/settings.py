@@ -56,6 +56,9 @@ class ModelSettings(Settings):
     path: str | None = Field(None, description="folder or hub name of a causal language model; none: the built-in one")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of weights and activations")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
+    threads: PositiveInt | None = Field(
+        None, description="CPU threads; default: one for the built-in model (more only wait for each other), else all"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     lora: LoraSettings = LoraSettings()
     hidden_size: PositiveInt = Field(64, description="built-in model only: width")
@@ -157,7 +160,7 @@ class ObjectiveSettings(Settings):
     """The policy objective."""
 
     rule: str = Field("grpo", description="name in the registry of rules")
-    eps_low: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="lower bound is 1-eps_low (usual 0.1-0.3)")
+    eps_low: PositiveFloat = Field(0.2, description="lower bound is 1-eps_low (usual 0.1-0.3); from 1 on there is none")
     eps_high: PositiveFloat = Field(0.2, description="upper bound is 1+eps_high (usual 0.1-0.4)")
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
         None, description="absolute ratio beyond which tokens with a negative advantage are stopped (usual 3-10)"

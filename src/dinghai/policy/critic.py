@@ -1,0 +1,46 @@
+"""The critic of PPO: the policy's backbone, copied, with a linear head that estimates the return from each state.
+
+Shapes: B sequences, S padded positions, H hidden size, N packed completion tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dinghai.errors import InputError
+from dinghai.policy.model import Policy
+from dinghai.policy.scoring import TokenSequence, pad
+
+
+class Critic(nn.Module):
+    """V(state) of the state before each completion token. Starts at 0 everywhere, from the policy's own features."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        if not policy.factored:
+            raise InputError(
+                "advantage.kind = \"gae\" needs hidden states apart from logits, which this architecture does not "
+                "give; use advantage.kind = \"group\""
+            )
+        model = policy.model
+        self.backbone = copy.deepcopy(model.get_decoder() if hasattr(model, "get_decoder") else model.base_model)
+        self.backbone.requires_grad_(True)
+        self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=policy.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self._pad_id, self._device = policy.pad_id, policy.device
+
+    def values(self, sequences: Sequence[TokenSequence]) -> Tensor:
+        """value_N, float32, packed sequence after sequence."""
+        batch = pad(sequences, self._pad_id, self._device)
+        hidden_BSH = self.backbone(input_ids=batch.input_ids_BS, use_cache=False).last_hidden_state
+        hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, batch.predict_N)
+        return self.head(hidden_NH.float())[:, 0]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters by name."""
+        return dict(self.named_parameters())
+

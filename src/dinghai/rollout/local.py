@@ -1,0 +1,148 @@
+"""The local engine: decodes with the policy's own weights, in the same process.
+
+Each prompt is computed once; its keys and values are shared by its G completions. Rows leave as they finish. Any
+model of `transformers` with its standard cache works.
+
+Shapes: P prompts, R rows (completions) being decoded, T new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinghai.policy.model import Policy
+from dinghai.rollout.engine import Completion, Sampling
+from dinghai.rollout.sampling import draw, sampler_log_probs
+
+# Finished rows are dropped once they are more than this share: dropping copies the cache, so not at each token.
+DROP_SHARE = 0.125
+
+Choose = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor]]  # (logits_RV, step, row_R) -> (token_R, logp_R)
+
+
+class LocalEngine:
+    """Samples from `policy`; `batch_size` bounds how many completions are decoded at once."""
+
+    def __init__(self, policy: Policy, batch_size: int) -> None:
+        self._policy, self._batch_size = policy, batch_size
+
+    def generate(
+        self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, seed: int
+    ) -> list[list[Completion]]:
+        generator = torch.Generator().manual_seed(seed)
+        # All random numbers are drawn at once, one for each row and position: what a row becomes does not depend on
+        # which rows it is decoded with.
+        uniform_RT = torch.rand(len(prompts) * group_size, sampling.max_new_tokens, generator=generator)
+        uniform_RT = uniform_RT.to(self._policy.device)
+
+        def choose(logits_RV: Tensor, step: int, row_R: Tensor) -> tuple[Tensor, Tensor]:
+            logp_RV = sampler_log_probs(logits_RV, sampling)
+            token_R = draw(logp_RV, uniform_RT[row_R, step])
+            return token_R, logp_RV.gather(1, token_R[:, None])[:, 0]
+
+        rows = self._decode_all(prompts, group_size, sampling.max_new_tokens, choose)
+        return [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
+
+    def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Completion]:
+        def choose(logits_RV: Tensor, step: int, row_R: Tensor) -> tuple[Tensor, Tensor]:
+            token_R = logits_RV.argmax(-1)
+            return token_R, torch.zeros_like(token_R, dtype=torch.float32)
+
+        return self._decode_all(prompts, 1, max_new_tokens, choose)
+
+    def _decode_all(
+        self, prompts: Sequence[list[int]], group_size: int, max_new_tokens: int, choose: Choose
+    ) -> list[Completion]:
+        """Decodes in batches of whole groups where they fit, else in parts of one group."""
+        copies = min(group_size, self._batch_size)
+        prompts_at_once = max(1, self._batch_size // group_size)
+        rows: list[Completion] = []
+        for p in range(0, len(prompts), prompts_at_once):
+            some = prompts[p : p + prompts_at_once]
+            for g in range(0, group_size, copies):
+                n = min(copies, group_size - g)
+                rows.extend(self._decode(some, n, p * group_size + g, group_size, max_new_tokens, choose))
+        return rows
+
+    @torch.inference_mode()
+    def _decode(
+        self,
+        prompts: Sequence[list[int]],
+        copies: int,
+        first_row: int,
+        group_size: int,
+        max_new_tokens: int,
+        choose: Choose,
+    ) -> list[Completion]:
+        """`copies` completions of each prompt. Rows are numbered first_row, … over the whole call to `generate`."""
+        policy, device = self._policy, self._policy.device
+        logits_PV, cache, padding = self._prefill(prompts)
+        prompt_of_row = torch.arange(len(prompts), device=device).repeat_interleave(copies)
+        # More than one copy of more than one prompt only comes in whole groups, so rows are consecutive.
+        row_R = first_row + torch.arange(len(prompts) * copies, device=device)
+        cache.reorder_cache(prompt_of_row)
+        padding = padding.repeat_rows(prompt_of_row)
+        tokens: list[list[int]] = [[] for _ in row_R]
+        logps: list[list[float]] = [[] for _ in row_R]
+        ends = torch.tensor(sorted(policy.end_ids), device=device)
+        logits_RV = logits_PV[prompt_of_row]
+        alive_R = torch.ones_like(row_R, dtype=torch.bool)
+        for step in range(max_new_tokens):
+            token_R, logp_R = choose(logits_RV, step, row_R)
+            for row, token, logp, alive in zip(
+                (row_R - first_row).tolist(), token_R.tolist(), logp_R.tolist(), alive_R.tolist(), strict=True
+            ):
+                if alive:
+                    tokens[row].append(token)
+                    logps[row].append(logp)
+            alive_R = alive_R & ~torch.isin(token_R, ends)
+            living = int(alive_R.sum())
+            if living == 0 or step == max_new_tokens - 1:
+                break
+            if living < (1 - DROP_SHARE) * len(alive_R):
+                kept = alive_R.nonzero()[:, 0]
+                cache.reorder_cache(kept)
+                row_R, token_R, alive_R, padding = row_R[kept], token_R[kept], alive_R[kept], padding.repeat_rows(kept)
+            hidden_R1H, cache = policy.hidden(
+                token_R[:, None], past_key_values=cache, use_cache=True, **padding.inputs(step)
+            )
+            logits_RV = policy.to_logits(hidden_R1H[:, 0])
+        end_ids = policy.end_ids
+        return [
+            Completion(t, torch.tensor(p, dtype=torch.float32).numpy(), bool(t) and t[-1] in end_ids)
+            for t, p in zip(tokens, logps, strict=True)
+        ]
+
+    def _prefill(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Any, _Padding]:
+        """Runs each prompt once: the logits of its next token, its keys and values, and how it was padded."""
+        policy = self._policy
+        width = max(map(len, prompts))
+        padding = _Padding(torch.tensor([width - len(p) for p in prompts], device=policy.device), width)
+        ids = torch.tensor([[policy.pad_id] * (width - len(p)) + p for p in prompts], device=policy.device)
+        hidden_PSH, cache = policy.hidden(ids, use_cache=True, **padding.inputs(None))
+        return policy.to_logits(hidden_PSH[:, -1]), cache, padding
+
+
+class _Padding:
+    """Left padding of the prompts: the attention mask and positions that hide it, where there is any."""
+
+    def __init__(self, pad_R: Tensor, width: int, any_padding: bool | None = None) -> None:
+        self._pad_R, self._width = pad_R, width
+        self._any = bool((pad_R > 0).any()) if any_padding is None else any_padding
+
+    def repeat_rows(self, index_R: Tensor) -> _Padding:
+        return _Padding(self._pad_R[index_R], self._width, self._any)
+
+    def inputs(self, step: int | None) -> dict[str, Tensor]:
+        """Model inputs for the prompts (step None) or for the token drawn at `step`."""
+        if not self._any:
+            return {}
+        length = self._width + (0 if step is None else step + 1)
+        position = torch.arange(length, device=self._pad_R.device)[None] - self._pad_R[:, None]
+        mask = (position >= 0).long()
+        position = position.clamp_min(0)
+        return {"attention_mask": mask, "position_ids": position if step is None else position[:, -1:]}

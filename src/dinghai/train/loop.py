@@ -1,0 +1,224 @@
+"""The algorithm, from top to bottom: one training step of GRPO, or of PPO with a critic.
+
+    prompts -> rollouts -> rewards -> old log-probs -> advantages
+            -> for each epoch and minibatch: score -> policy loss -> backward -> clip the gradient's norm -> step
+            -> record
+
+Three policies, never confused: logp_sampler is what the engine reported, logp_old what the trainer's own weights give
+before the first update on the batch, logp_new what they give now. The ratio of the clip is new/old.
+
+Shapes: B samples, N tokens (of the batch, or of a micro-batch where a function says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dinghai.objective import KL_ESTIMATORS, Normalizer, gae, group_advantage, value_loss, whiten
+from dinghai.policy.scoring import micro_batches, score
+from dinghai.train.batch import Batch, minibatch_schedule
+from dinghai.train.collect import collect
+from dinghai.train.finite import require_finite, require_finite_samples, require_finite_tokens
+from dinghai.train.record import StepRecord
+from dinghai.train.run_parts import RunParts
+from dinghai.train.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the updates on a batch start from, for each of its N tokens; nothing of it changes during them."""
+
+    logp_old_N: Tensor
+    advantage_N: Tensor
+    logp_ref_N: Tensor | None = None  # the reference policy's, where there is one
+    value_old_N: Tensor | None = None  # the critic's, where there is one
+    return_N: Tensor | None = None
+
+
+def train_step(run: RunParts, step: int, next_prompt: int) -> tuple[StepRecord, int]:
+    """Step 1, 2, … of a run. Returns what happened and where the next prompt is."""
+    collected = collect(run.policy, run.engine, run.task, run.rewards, run.settings, step, next_prompt)
+    batch = collected.batch
+    record = StepRecord(step, batch, collected.discarded_groups, run.trace)
+
+    update = run.settings.update
+    shuffle = torch.Generator().manual_seed(derive_seed(run.settings.run.seed, "shuffle", step))
+    schedule = minibatch_schedule(batch.samples, update.epochs, update.minibatches, shuffle)
+    first_pass = [samples for epoch, _, samples in schedule if epoch == 0]
+    targets = prepare_targets(run, step, batch, first_pass)
+
+    for index, (epoch, minibatch, samples) in enumerate(schedule):
+        record.begin_update(index, epoch, minibatch)
+        if not update_on(run, step, index, batch, samples, targets, record):
+            record.left_early = True
+            break
+    return record, collected.next_prompt
+
+
+def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequence[Sequence[int]]) -> Targets:
+    """Old log-probs, reference, values and advantages: all that is fixed before the first update.
+
+    The log-probs are computed in the micro-batches of the first epoch, so the first update sees a ratio of exactly 1.
+    """
+    with torch.no_grad():
+        logp_old_N = score_batch(run, batch, minibatches)
+        require_finite_tokens("logp_old", logp_old_N, batch, range(batch.samples), step)
+        logp_ref_N = None
+        if run.reference is not None:
+            with run.reference.weights():
+                logp_ref_N = score_batch(run, batch, minibatches, run.reference.policy)
+            require_finite_tokens("logp_ref", logp_ref_N, batch, range(batch.samples), step)
+        penalty_N = kl_in_reward(run, logp_old_N, logp_ref_N)
+        if run.critic is None:
+            advantage_B = advantages_of_groups(run, batch, penalty_N)
+            require_finite_samples("the advantage", advantage_B, batch, step)
+            advantage_N = advantage_B.float()[torch.from_numpy(batch.sample_N(range(batch.samples)))]
+            return Targets(logp_old_N, advantage_N, logp_ref_N)
+        value_N = values_of_batch(run, batch, minibatches)
+        advantage_N, return_N = advantages_of_critic(run, batch, value_N, penalty_N)
+        require_finite_tokens("the advantage", advantage_N, batch, range(batch.samples), step)
+        return Targets(logp_old_N, advantage_N, logp_ref_N, value_N, return_N)
+
+
+def advantages_of_groups(run: RunParts, batch: Batch, penalty_N: Tensor | None) -> Tensor:
+    """GRPO (2402.03300 sec. 4.1.2): each completion's reward relative to its group's."""
+    reward_B = batch.reward_B
+    if penalty_N is not None:
+        sample_N = torch.from_numpy(batch.sample_N(range(batch.samples)))
+        reward_B = reward_B.index_add(0, sample_N, -penalty_N.double())
+    return group_advantage(reward_B, batch.group_B, scale=run.settings.advantage.scale)
+
+
+def advantages_of_critic(
+    run: RunParts, batch: Batch, value_N: Tensor, penalty_N: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """PPO: the reward arrives with the last token; GAE (1506.02438 eq. 16) spreads it. Returns advantage_N, return_N."""
+    settings = run.settings.advantage
+    reward_N = torch.zeros_like(value_N) if penalty_N is None else -penalty_N
+    last_B = torch.from_numpy(batch.start_B + batch.length_B - 1)
+    reward_N[last_B] += batch.reward_B.to(reward_N.dtype)
+    real_BT = batch.real_BT()
+    advantage_BT, return_BT = gae(
+        batch.padded(reward_N), batch.padded(value_N), real_BT, gamma=settings.gamma, lam=settings.lam
+    )
+    if settings.whiten:
+        advantage_BT = whiten(advantage_BT, real_BT)
+    return advantage_BT[real_BT], return_BT[real_BT]
+
+
+def update_on(
+    run: RunParts, step: int, index: int, batch: Batch, samples: list[int], targets: Targets, record: StepRecord
+) -> bool:
+    """One optimiser step on one minibatch. False: the policy has moved past target_kl and the batch is left as it is."""
+    settings = run.settings
+    mask_N = batch.mask_N(samples)
+    counts = Normalizer(tokens=int(mask_N.sum()), sequences=int(batch.in_loss_B[samples].sum()))
+    for chosen in micro_batches(batch.sequences, samples, settings.update.micro_batch_tokens):
+        policy_loss = policy_loss_of(run, step, batch, chosen, targets, counts, record)
+        policy_loss.backward()
+        if run.critic is not None:
+            value_loss_of(run, batch, chosen, targets, counts, record).backward()
+
+    moved_too_far = record.kl_of_update() > 1.5 * (settings.update.target_kl or float("inf"))
+    policy_waits = run.critic is not None and step <= settings.advantage.critic_warmup
+    norms = [learner.clip_gradient() for learner in run.learners]
+    for learner, norm in zip(run.learners, norms, strict=True):
+        require_finite(f"the gradient norm of the {learner.name}", norm, step, index, "lower the learning rate")
+    for learner, norm in zip(run.learners, norms, strict=True):
+        lr = learner.lr(step, settings.run.steps)
+        record.learner_step(learner.name, lr, norm)
+        if not (learner.name == "policy" and (moved_too_far or policy_waits)):
+            learner.step(lr)
+        learner.drop_gradient()
+    return not moved_too_far
+
+
+def policy_loss_of(
+    run: RunParts,
+    step: int,
+    batch: Batch,
+    chosen: list[int],
+    targets: Targets,
+    counts: Normalizer,
+    record: StepRecord,
+) -> Tensor:
+    """The policy's part of the minibatch loss that the chosen samples contribute; the parts add up exactly."""
+    objective, temperature = run.settings.objective, run.settings.rollout.temperature
+    here = batch.token_index(chosen)
+    logp_new_N, entropy_N = score(
+        run.policy,
+        [batch.sequences[i] for i in chosen],
+        temperature,
+        entropy_gradient=objective.entropy_bonus > 0,
+    )
+    require_finite_tokens("logp_new", logp_new_N, batch, chosen, step)
+    mask_N = batch.mask_N(chosen).to(logp_new_N.device)
+    out = run.policy_loss(
+        logp_new=logp_new_N,
+        logp_old=targets.logp_old_N[here].to(logp_new_N.device),
+        advantage=targets.advantage_N[here].to(logp_new_N.device),
+        mask=mask_N,
+        cu_seqlens=batch.cu_seqlens(chosen).to(logp_new_N.device),
+        logp_ref=None if targets.logp_ref_N is None else targets.logp_ref_N[here].to(logp_new_N.device),
+        normalizer=counts,
+    )
+    require_finite_tokens("the gradient weight", out.decision.weight, batch, chosen, step)
+    record.policy_tokens(chosen, logp_new_N, targets.logp_old_N[here], entropy_N, out)
+    if objective.entropy_bonus == 0:
+        return out.loss
+    return out.loss - objective.entropy_bonus * (entropy_N * mask_N).sum() / max(1, counts.tokens)
+
+
+def value_loss_of(
+    run: RunParts, batch: Batch, chosen: list[int], targets: Targets, counts: Normalizer, record: StepRecord
+) -> Tensor:
+    """The critic's part of the minibatch loss that the chosen samples contribute."""
+    assert run.critic is not None
+    assert targets.value_old_N is not None
+    assert targets.return_N is not None
+    here = batch.token_index(chosen)
+    value_N = run.critic.values([batch.sequences[i] for i in chosen])
+    out = value_loss(
+        value=value_N,
+        value_old=targets.value_old_N[here].to(value_N.device),
+        returns=targets.return_N[here].to(value_N.device),
+        mask=batch.mask_N(chosen).to(value_N.device),
+        cu_seqlens=batch.cu_seqlens(chosen).to(value_N.device),
+        clip=run.settings.advantage.value_clip,
+        normalizer=counts,
+    )
+    record.value_tokens(out)
+    return out.loss
+
+
+def score_batch(run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]], policy: object = None) -> Tensor:
+    """logp_N of all tokens of the batch, on the CPU, in the same micro-batches as the updates will use."""
+    logp_N = torch.empty(batch.tokens)
+    for samples in minibatches:
+        for chosen in micro_batches(batch.sequences, samples, run.settings.update.micro_batch_tokens):
+            sequences = [batch.sequences[i] for i in chosen]
+            logp, _ = score(policy or run.policy, sequences, run.settings.rollout.temperature)
+            logp_N[batch.token_index(chosen)] = logp.cpu()
+    return logp_N
+
+
+def values_of_batch(run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]]) -> Tensor:
+    """value_N of all tokens of the batch, on the CPU."""
+    assert run.critic is not None
+    value_N = torch.empty(batch.tokens)
+    for samples in minibatches:
+        for chosen in micro_batches(batch.sequences, samples, run.settings.update.micro_batch_tokens):
+            value_N[batch.token_index(chosen)] = run.critic.values([batch.sequences[i] for i in chosen]).cpu()
+    return value_N
+
+
+def kl_in_reward(run: RunParts, logp_old_N: Tensor, logp_ref_N: Tensor | None) -> Tensor | None:
+    """beta times each token's KL to the reference, where it is to be taken off the reward."""
+    kl = run.settings.objective.kl
+    if logp_ref_N is None or kl.where != "reward":
+        return None
+    return kl.beta * KL_ESTIMATORS[kl.estimator].value(logp_old_N - logp_ref_N)

@@ -1,0 +1,171 @@
+"""What happened in a step: one record for the metrics and the trace, filled by the loop as it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinghai.objective import PolicyLossOutput, Stats, ValueLossOutput, ValueStats
+from dinghai.trace.writer import Samples, TraceWriter
+from dinghai.train.batch import Batch
+
+
+class StepRecord:
+    """Sums of a step, by update index and in all; the trace is written through it."""
+
+    def __init__(self, step: int, batch: Batch, discarded_groups: int, trace: TraceWriter | None) -> None:
+        self.step, self.batch, self.discarded_groups = step, batch, discarded_groups
+        self.left_early = False
+        self.updates: list[_Update] = []
+        self._trace = trace
+        if trace is not None:
+            trace.begin_step(step, _trace_samples(batch))
+
+    def begin_update(self, index: int, epoch: int, minibatch: int) -> None:
+        """Closes the update before and opens the next."""
+        self._write_trace()
+        self.updates.append(_Update(index, epoch, minibatch))
+
+    def policy_tokens(
+        self, chosen: list[int], logp_new_N: Tensor, logp_old_N: Tensor, entropy_N: Tensor, out: PolicyLossOutput
+    ) -> None:
+        """A micro-batch of the current update."""
+        update = self.updates[-1]
+        update.stats.append(out.stats)
+        mask_N = out.decision.mask
+        update.entropy += float(torch.where(mask_N, entropy_N.detach(), 0).sum(dtype=torch.float64))
+        update.tokens += int(mask_N.sum())
+        if self._trace is None:
+            return
+        decision = out.decision
+        columns = {
+            "logp_new": logp_new_N,
+            "logp_old": logp_old_N,
+            "advantage": decision.advantage,
+            "weight": decision.weight,
+            "region": decision.region,
+            "effect": decision.effect,
+            "entropy": entropy_N,
+        }
+        piece = {name: value.detach().cpu().numpy() for name, value in columns.items()}
+        sequences = self.batch.sequences
+        piece["logp_sampler"] = np.concatenate([self.batch.completions[i].logp_sampler for i in chosen])
+        piece["token"] = np.concatenate([np.asarray(sequences[i].completion_ids) for i in chosen])
+        piece["position"] = self.batch.position_N(chosen)
+        piece["sample"] = self.batch.sample_N(chosen)
+        update.columns.append(piece)
+
+    def value_tokens(self, out: ValueLossOutput) -> None:
+        """A micro-batch of the critic in the current update."""
+        self.updates[-1].value_stats.append(out.stats)
+
+    def learner_step(self, name: str, lr: float, grad_norm: Tensor) -> None:
+        """The policy's or the critic's optimiser step that ends the current update."""
+        prefix = "" if name == "policy" else f"{name}/"
+        self.updates[-1].learner |= {f"{prefix}lr": lr, f"{prefix}grad_norm": float(grad_norm)}
+
+    def kl_of_update(self) -> float:
+        """KL(old || new) of the current update's minibatch so far, k3, nats a token."""
+        return _clip_metrics([self.updates[-1]]).get("kl_old_new_k3", 0.0)
+
+    def finish(self) -> dict[str, Any]:
+        """Closes the trace of the step and returns its line of metrics.jsonl."""
+        self._write_trace()
+        if self._trace is not None:
+            self._trace.finish_step()
+        metrics: dict[str, Any] = {"step": self.step, **_batch_metrics(self.batch)}
+        if self.discarded_groups:
+            metrics["groups/discarded"] = self.discarded_groups
+        clip = _clip_metrics(self.updates)
+        metrics |= {"tokens/loss": clip.pop("tokens"), "tokens/signal": clip.pop("signal_tokens")}
+        metrics["entropy"] = sum(u.entropy for u in self.updates) / max(1, sum(u.tokens for u in self.updates))
+        metrics |= {name if name.startswith("kl_ref") else f"clip/{name}": value for name, value in clip.items()}
+        metrics |= self._learner_metrics()
+        metrics["updates"] = len(self.updates)
+        metrics["left_early"] = self.left_early
+        metrics["by_update"] = [u.metrics() for u in self.updates]
+        return metrics
+
+    def _learner_metrics(self) -> dict[str, float]:
+        """Learning rates, mean gradient norms, and the critic's figures over all updates of the step."""
+        metrics: dict[str, float] = {}
+        for name in self.updates[-1].learner:
+            values = [u.learner[name] for u in self.updates]
+            metrics[name if name.endswith("lr") else f"{name}_mean"] = math.fsum(values) / len(values)
+        value_stats = [stats for u in self.updates for stats in u.value_stats]
+        if value_stats:
+            metrics |= {f"critic/{name}": value for name, value in sum(value_stats[1:], value_stats[0]).metrics().items()}
+        return metrics
+
+    def _write_trace(self) -> None:
+        if self._trace is None or not self.updates or not self.updates[-1].columns:
+            return
+        update = self.updates[-1]
+        columns = {name: np.concatenate([piece[name] for piece in update.columns]) for name in update.columns[0]}
+        sample_N = columns.pop("sample")
+        self._trace.add_update(update.index, columns, sample_N)
+        update.columns.clear()
+
+
+class _Update:
+    """Sums of one update (one minibatch)."""
+
+    def __init__(self, index: int, epoch: int, minibatch: int) -> None:
+        self.index, self.epoch, self.minibatch = index, epoch, minibatch
+        self.stats: list[Stats] = []
+        self.entropy = 0.0
+        self.tokens = 0
+        self.value_stats: list[ValueStats] = []
+        self.learner: dict[str, float] = {}
+        self.columns: list[Mapping[str, np.ndarray]] = []
+
+    def metrics(self) -> dict[str, Any]:
+        entropy = {"entropy": self.entropy / self.tokens} if self.tokens else {}
+        place = {"update": self.index, "epoch": self.epoch, "minibatch": self.minibatch}
+        return {**place, **_clip_metrics([self]), **entropy, **self.learner}
+
+
+def _clip_metrics(updates: list[_Update]) -> dict[str, float]:
+    """The statistics of the updates together."""
+    stats = [one for update in updates for one in update.stats]
+    return sum(stats[1:], stats[0]).metrics() if stats else {}
+
+
+def _batch_metrics(batch: Batch) -> dict[str, float]:
+    rewards = batch.rewards
+    metrics = {
+        "reward/mean": math.fsum(rewards.total) / batch.samples,
+        "reward/std": float(np.std(rewards.total)),
+    }
+    metrics |= {f"reward/{name}/mean": math.fsum(values) / batch.samples for name, values in rewards.parts.items()}
+    shaped = batch.reward_B.tolist()
+    if shaped != list(rewards.total):
+        metrics["reward/shaped/mean"] = math.fsum(shaped) / batch.samples
+    groups: dict[int, list[float]] = {}
+    for group, reward in zip(batch.groups, shaped, strict=True):
+        groups.setdefault(group, []).append(reward)
+    metrics["groups/no_signal_fraction"] = sum(max(g) == min(g) for g in groups.values()) / len(groups)
+    metrics["completion/length_mean"] = batch.tokens / batch.samples
+    metrics["completion/length_max"] = float(batch.length_B.max())
+    metrics["completion/truncated_fraction"] = sum(not c.finished for c in batch.completions) / batch.samples
+    metrics["completion/left_out_fraction"] = 1 - float(batch.in_loss_B.double().mean())
+    return metrics
+
+
+def _trace_samples(batch: Batch) -> Samples:
+    return Samples(
+        sample=list(range(batch.samples)),
+        group=batch.groups,
+        prompt_id=[p.id for p in batch.prompts],
+        prompt=[p.text for p in batch.prompts],
+        completion=batch.texts,
+        tokens=batch.length_B.tolist(),
+        finished=[c.finished for c in batch.completions],
+        reward=batch.reward_B.tolist(),
+        reward_parts=batch.rewards.parts,
+    )

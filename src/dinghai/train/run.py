@@ -1,0 +1,232 @@
+"""A run from beginning to end: `train` and `resume`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinghai.config.load import CONFIG_FILE, settings_from_json
+from dinghai.config.settings import RewardSettings, TrainSettings
+from dinghai.errors import InputError
+from dinghai.lens.summary import sentences, summarize
+from dinghai.trace.writer import discard_steps_from
+from dinghai.train.checkpoint import Checkpoint, load_latest_checkpoint, save_checkpoint
+from dinghai.train.cold_start import cold_start, cold_start_steps
+from dinghai.train.evaluate import held_out_accuracy
+from dinghai.train.folder import MetricsFile, choose_folder, create_folder
+from dinghai.train.loop import train_step
+from dinghai.train.run_parts import RunParts
+from dinghai.train.setup import Beginning, seed_everything
+from dinghai.train.sinks import Sinks, check_sinks
+from dinghai.view.progress import TrainProgress
+from dinghai.view.report import write_report
+from dinghai.view.terminal import safe
+
+
+def train(settings: TrainSettings, allowed_rewards: Collection[str]) -> None:
+    """Trains a model and leaves a run folder.
+
+    allowed_rewards: FILE.py:FUNCTION sources that the command line named, and so allowed to be run
+    """
+    folder = choose_folder(settings)
+    check_sinks(settings.run.sinks)
+    beginning = Beginning(settings, allowed_rewards)
+    try:
+        create_folder(folder, settings)
+        _run(folder, beginning, None)
+    except BaseException as error:
+        error.add_note(f"run: {folder}")
+        raise
+    finally:
+        beginning.task.close()
+
+
+def resume(run_folder: Path, allowed_rewards: Collection[str], rewards: list[RewardSettings] | None) -> None:
+    """Continues a run from its last checkpoint as if it had never stopped; from its start, if there is none yet.
+
+    rewards: the rewards as the command line names them again; they must be the run's own
+    """
+    settings = settings_from_json((run_folder / CONFIG_FILE).read_text(), str(run_folder / CONFIG_FILE))
+    if rewards is not None and [r.model_dump() for r in rewards] != [r.model_dump() for r in settings.rewards]:
+        own = " ".join(f"--reward '{r.source}*{r.weight:g}'" for r in settings.rewards)
+        raise InputError(f"the rewards differ from those the run began with; they were {safe(own)}")
+    check_sinks(settings.run.sinks)
+    has_checkpoint = any((run_folder / "checkpoints").glob("step-*"))
+    checkpoint = load_latest_checkpoint(run_folder, lambda line: print(f"passed over {safe(line)}")) if has_checkpoint else None
+    beginning = Beginning(settings, allowed_rewards)
+    try:
+        _check_reward_code(beginning, checkpoint)
+        _run(run_folder, beginning, checkpoint)
+    except BaseException as error:
+        error.add_note(f"run: {run_folder}")
+        raise
+    finally:
+        beginning.task.close()
+
+
+def _run(folder: Path, beginning: Beginning, checkpoint: Checkpoint | None) -> None:
+    """Cold start (or checkpoint), training steps, final model, report."""
+    settings = beginning.settings
+    for line in opening_lines(folder, beginning):
+        print(line)
+    metrics_file = MetricsFile(folder)
+    with TrainProgress(settings.run.steps) as progress:
+        if checkpoint is None:
+            parts, next_prompt = _begin(folder, beginning, metrics_file, progress), 0
+            done = 0
+        else:
+            parts, next_prompt = _restore(folder, beginning, metrics_file, checkpoint)
+            done = checkpoint.step
+            print(f"resumed after step {done}")
+        sinks = Sinks(settings, folder, done + 1)
+        for step in range(done + 1, settings.run.steps + 1):
+            metrics, next_prompt = _step(parts, step, next_prompt)
+            metrics_file.append(metrics)
+            sinks.log(metrics)
+            progress.step(metrics)
+            if step % settings.checkpoint.every == 0 or step == settings.run.steps:
+                _save(folder, parts, beginning, metrics_file, step, next_prompt)
+        sinks.close()
+        progress.phase("writing the model and the report")
+        parts.policy.save(folder / "model")
+    write_report(folder)
+    print()
+    for sentence in sentences(summarize(folder)):
+        print(sentence)
+
+
+def _begin(folder: Path, beginning: Beginning, metrics_file: MetricsFile, progress: TrainProgress) -> RunParts:
+    """The cold start, the accuracy it leads to, and the first checkpoint."""
+    settings = beginning.settings
+    metrics_file.cut(0)
+    discard_steps_from(folder / "trace", 0)
+    if cold_start_steps(settings):
+        progress.phase("cold start")
+        cold_start(beginning.policy, beginning.task, settings, progress.cold_start)
+    parts = beginning.parts(folder)
+    progress.phase("held-out problems")
+    accuracy = held_out_accuracy(parts.policy, parts.engine, parts.task, settings)
+    first_line = {"step": 0, "held_out/accuracy": accuracy}
+    metrics_file.append(first_line)
+    progress.step(first_line)
+    _save(folder, parts, beginning, metrics_file, 0, 0)
+    return parts
+
+
+def _step(parts: RunParts, step: int, next_prompt: int) -> tuple[dict[str, Any], int]:
+    """One training step and its line of metrics, with the held-out accuracy where it is due."""
+    settings = parts.settings
+    seed_everything(settings.run.seed, "step", step)
+    begun = time.perf_counter()
+    record, next_prompt = train_step(parts, step, next_prompt)
+    metrics = record.finish()
+    trained = time.perf_counter()
+    if step % settings.evaluation.every == 0 or step == settings.run.steps:
+        metrics["held_out/accuracy"] = held_out_accuracy(parts.policy, parts.engine, parts.task, settings)
+    metrics["seconds/step"] = round(trained - begun, 4)
+    metrics["seconds/evaluation"] = round(time.perf_counter() - trained, 4)
+    return metrics, next_prompt
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def _save(
+    folder: Path, parts: RunParts, beginning: Beginning, metrics_file: MetricsFile, step: int, next_prompt: int
+) -> None:
+    tensors: dict[str, dict[str, Tensor]] = {}
+    optimizers: dict[str, Any] = {}
+    for learner in parts.learners:
+        groups, optimizers[learner.name] = learner.tensors()
+        tensors |= groups
+    if _reference_is_stored(parts):
+        assert parts.reference is not None
+        tensors["reference"] = {name: p.detach() for name, p in parts.reference.policy.model.named_parameters()}
+    state = {
+        "next_prompt": next_prompt,
+        "metrics_bytes": metrics_file.size(),
+        "optimizers": optimizers,
+        "reward_code": beginning.rewards.fingerprints,
+    }
+    save_checkpoint(folder, step, tensors, state, parts.settings.checkpoint.keep)
+
+
+def _restore(
+    folder: Path, beginning: Beginning, metrics_file: MetricsFile, checkpoint: Checkpoint
+) -> tuple[RunParts, int]:
+    """The run as it was after the checkpoint's step; what was written later is forgotten."""
+    metrics_file.cut(checkpoint.state["metrics_bytes"])
+    discard_steps_from(folder / "trace", checkpoint.step + 1)
+    parts = beginning.parts(folder)
+    for learner in parts.learners:
+        learner.restore(checkpoint.tensors, checkpoint.state["optimizers"][learner.name])
+    if _reference_is_stored(parts):
+        assert parts.reference is not None
+        with torch.no_grad():
+            for name, parameter in parts.reference.policy.model.named_parameters():
+                parameter.copy_(checkpoint.tensors["reference"][name])
+    return parts, checkpoint.state["next_prompt"]
+
+
+def _reference_is_stored(parts: RunParts) -> bool:
+    """Whether the reference cannot be had again from model.path: after a cold start, or for the built-in model."""
+    settings = parts.settings
+    from_scratch = settings.model.path is None or cold_start_steps(settings) > 0
+    return parts.reference is not None and parts.reference.is_copy and from_scratch
+
+
+def _check_reward_code(beginning: Beginning, checkpoint: Checkpoint | None) -> None:
+    """Says so when a reward's code is not what it was: the run goes on, but not as if nothing had happened."""
+    before = checkpoint.state["reward_code"] if checkpoint is not None else {}
+    for source, fingerprint in beginning.rewards.fingerprints.items():
+        if before.get(source, fingerprint) != fingerprint:
+            print(f"the code of reward {safe(source)} has changed since the checkpoint: the run will go on differently")
+
+
+# --- what is said at the start ---------------------------------------------------------------------------------------
+
+
+def opening_lines(folder: Path, beginning: Beginning) -> list[str]:
+    """What a run is, in a few lines: model, batch, whether epsilon can act, and whether sampling is the policy's own."""
+    settings, policy = beginning.settings, beginning.policy
+    trained = sum(p.numel() for p in policy.trainable().values())
+    name = safe(settings.model.path or "the built-in model")
+    rollout = settings.rollout
+    lines = [
+        f"run {safe(str(folder))}: {name}, {_count(trained)} trained parameters, {policy.device.type}, "
+        f"task {safe(beginning.task.name)}",
+        f"each step: {rollout.prompts} prompts x {rollout.group_size} completions, then {updates_line(settings)}",
+    ]
+    if not policy.factored:
+        lines.append("this architecture does more than one linear layer after its hidden states: whole logits are made")
+    lines += [f"warning: {text}" for text in beginning.warnings]
+    if rollout.top_p < 1 or rollout.top_k > 0:
+        lines.append(
+            "top-p or top-k sampling draws from a truncated distribution: logp_sampler differs from the policy's own "
+            "log-probs, and the ratio of the clip (new/old) does not correct for it"
+        )
+    return lines
+
+
+def updates_line(settings: TrainSettings) -> str:
+    """Whether epsilon can act, in words."""
+    update, objective = settings.update, settings.objective
+    if settings.updates_per_batch == 1:
+        return "1 update: the ratio is 1 at every token, so the clip and its epsilon do nothing"
+    return (
+        f"{settings.updates_per_batch} updates ({update.epochs} epochs x {update.minibatches} minibatches): "
+        f"from the second on ratios leave 1 and the clip "
+        f"[{1 - objective.eps_low:g}, {1 + objective.eps_high:g}] can act"
+    )
+
+
+def _count(parameters: int) -> str:
+    for unit, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {unit}"
+    return str(parameters)

@@ -1,0 +1,119 @@
+"""Builds the parts of a run from its settings. Nothing is written before all of them stand."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dinghai.config.settings import ObjectiveSettings, TrainSettings
+from dinghai.errors import InputError
+from dinghai.objective import Effect, PolicyLoss, Region
+from dinghai.policy.critic import Critic
+from dinghai.policy.model import Policy, load_policy
+from dinghai.rollout.engine import Engine
+from dinghai.rollout.local import LocalEngine
+from dinghai.tasks import build_task
+from dinghai.tasks.base import Task
+from dinghai.tasks.rewards import Rewards, load_rewards
+from dinghai.trace.writer import TraceWriter
+from dinghai.train.cold_start import cold_start_steps
+from dinghai.train.collect import encode_prompts
+from dinghai.train.learner import Learner
+from dinghai.train.run_parts import Reference, RunParts
+from dinghai.train.seeds import derive_seed
+
+
+class Beginning:
+    """What a run has before its cold start: task, rewards, policy and engine."""
+
+    def __init__(self, settings: TrainSettings, allowed_rewards: Collection[str]) -> None:
+        seed_everything(settings.run.seed, "begin", 0)
+        self.settings = settings
+        self.task: Task = build_task(settings.task, settings.run.seed)
+        self.rewards: Rewards = load_rewards(settings.rewards, self.task, allowed_rewards)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.policy_loss = build_policy_loss(settings.objective, settings.rollout.max_new_tokens)
+        self.warnings = [str(w.message) for w in caught]
+        set_threads(settings)
+        self.policy: Policy = load_policy(settings.model, derive_seed(settings.run.seed, "model"))
+        self.engine: Engine = LocalEngine(self.policy, settings.rollout.batch_size)
+        # Refuses prompts that are too long, and tasks without demonstrations, before the first step.
+        encode_prompts(self.policy, self.task.held_out, settings.rollout.max_new_tokens)
+        if cold_start_steps(settings) and self.task.demonstration(0) is None:
+            raise InputError(
+                f"cold_start.steps is {cold_start_steps(settings)}, but the task {self.task.name!r} has no "
+                "demonstrations to learn from: set it to 0"
+            )
+
+    def parts(self, folder: Path) -> RunParts:
+        """Adds what is built upon the policy as it is now, after the cold start: reference, critic, optimisers."""
+        settings, policy = self.settings, self.policy
+        seed_everything(settings.run.seed, "parts", 0)
+        reference = None
+        if settings.objective.kl.beta > 0:
+            is_copy = not policy.has_adapters
+            reference = Reference(policy.frozen_copy() if is_copy else policy, is_copy)
+        learners = [Learner.of("policy", policy.trainable(), settings.update.lr, settings.update)]
+        critic = None
+        if settings.advantage.kind == "gae":
+            critic = Critic(policy)
+            learners.append(Learner.of("critic", critic.trainable(), settings.advantage.critic_lr, settings.update))
+        trace = None
+        if settings.trace.enabled:
+            trace = TraceWriter(
+                folder / "trace",
+                settings.trace.tokens,
+                settings.run.seed,
+                regions={int(r): r.name.lower() for r in Region},
+                effects={int(e): e.name.lower() for e in Effect},
+            )
+        return RunParts(
+            settings=settings,
+            task=self.task,
+            rewards=self.rewards,
+            policy=policy,
+            engine=self.engine,
+            policy_loss=self.policy_loss,
+            reference=reference,
+            critic=critic,
+            learners=learners,
+            trace=trace,
+        )
+
+
+def build_policy_loss(objective: ObjectiveSettings, max_new_tokens: int) -> PolicyLoss:
+    """The policy loss that the settings describe."""
+    in_loss = objective.kl.beta > 0 and objective.kl.where == "loss"
+    return PolicyLoss(
+        objective.rule,
+        reduction=objective.reduction,
+        ratio=objective.ratio,
+        kl=objective.kl.estimator if in_loss else None,
+        beta=objective.kl.beta if in_loss else 0.0,
+        max_length=max_new_tokens if objective.reduction == "seq-mean-token-sum-norm" else None,
+        eps_low=objective.eps_low,
+        eps_high=objective.eps_high,
+        dual_clip=objective.dual_clip,
+    )
+
+
+def set_threads(settings: TrainSettings) -> None:
+    """CPU threads of torch. The built-in model's operations are too small to share: more threads only wait."""
+    if settings.model.threads is not None:
+        torch.set_num_threads(settings.model.threads)
+    elif settings.model.path is None:
+        torch.set_num_threads(1)
+
+
+def seed_everything(seed: int, purpose: str, step: int) -> None:
+    """Sets the global generators, which reward functions and libraries may use, from the seed and the step alone."""
+    derived = derive_seed(seed, purpose, step)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)  # noqa: NPY002  (it is the global one that others use)
+    torch.manual_seed(derived)
