@@ -14,8 +14,9 @@ from dinghai.config.settings import TrainSettings
 from dinghai.files import json_line
 from dinghai.trace import Samples, TraceWriter
 
-REGIONS = dict(enumerate(["MASKED", "NO_SIGNAL", "INSIDE", "OVERSHOOT", "RELAPSE", "FORGOTTEN", "ESCAPED", "DUAL"]))
-EFFECTS = dict(enumerate(["NONE", "KEPT", "ATTENUATED", "AMPLIFIED", "STOPPED", "REVERSED"]))
+_REGION_NAMES = ["masked", "no_signal", "inside", "overshoot", "relapse", "forgotten", "escaped", "dual"]
+REGIONS = dict(enumerate(_REGION_NAMES))
+EFFECTS = dict(enumerate(["none", "kept", "attenuated", "amplified", "stopped", "reversed"]))
 UPDATES = 4
 
 
@@ -96,6 +97,7 @@ def write_step(
 
 
 def _decide(logp_old_N: np.ndarray, advantage_N: np.ndarray, change_N: np.ndarray) -> dict[str, np.ndarray]:
+    change_N = np.minimum(change_N, -logp_old_N)  # a probability is at most 1
     ratio_N = np.exp(change_N)
     above, below, good = ratio_N > 1.2, ratio_N < 0.8, advantage_N > 0
     region = np.select([advantage_N == 0, above & good, above, below & good, below], [1, 3, 4, 5, 6], 2)
@@ -114,16 +116,17 @@ def _clip_metrics(fate: dict[str, np.ndarray]) -> dict[str, Any]:
     full = np.abs(fate["ratio"] * fate["advantage"])
     lost = np.where(fate["effect"] == 4, full, 0)
     out: dict[str, Any] = {
+        "signal_tokens": int(signal.sum()),
         "stopped_fraction": float((fate["effect"] == 4)[signal].mean()) if signal.any() else 0.0,
         "band_fraction": float((np.abs(fate["ratio"] - 1) > 0.2)[signal].mean()) if signal.any() else 0.0,
         "kl_old_new_k3": float((fate["ratio"] - 1 - np.log(fate["ratio"])).mean()),
         "weight_removed/total": float(lost.sum() / full.sum()) if full.sum() else 0.0,
     }
     for number, name in REGIONS.items():
-        out[f"region/{name.lower()}_fraction"] = float((fate["region"] == number).mean())
+        out[f"region/{name}_fraction"] = float((fate["region"] == number).mean())
         share = float(lost[fate["region"] == number].sum() / full.sum()) if full.sum() else 0.0
-        out[f"weight_removed/{name.lower()}"] = share
-        out[f"gradient_removed/{name.lower()}"] = 0.7 * share
+        out[f"weight_removed/{name}"] = share
+        out[f"gradient_removed/{name}"] = 0.7 * share
     return out | {"gradient_removed/total": 0.7 * out["weight_removed/total"]}
 
 
@@ -141,11 +144,11 @@ def _metrics(
         "completion/truncated_fraction": float(1 - np.mean(samples.finished)),
         "entropy": float(whole["entropy"].mean()),
         "lr": 1e-3,
-        "grad_norm": float(0.8 + 0.4 * np.sin(step)),
+        "grad_norm_mean": float(0.8 + 0.4 * np.sin(step)),
         "tokens/signal": int((whole["region"] != 1).sum()),
         "tokens/loss": len(whole["region"]),
-        "seconds/rollout": 0.41,
-        "seconds/update": 0.62,
+        "updates": UPDATES,
+        "left_early": False,
         "seconds/step": 1.05,
         "by_update": [
             {"update": u, "epoch": u // 2, "minibatch": u % 2, **_clip_metrics(fate)} for u, fate in enumerate(fates)

@@ -34,8 +34,22 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
         True,
         [("groups without signal", "groups/no_signal_fraction"), ("cut", "completion/truncated_fraction")],
     ),
-    ("Gradient norm", "before it is clipped to update.max_grad_norm", False, [("norm", "grad_norm")]),
-    ("Time", "seconds a step", False, [("rollout", "seconds/rollout"), ("update", "seconds/update")]),
+    (
+        "Gradient norm",
+        "before it is clipped to update.max_grad_norm",
+        False,
+        [("norm", "grad_norm_mean"), ("norm", "grad_norm")],
+    ),
+    ("KL to the reference", "nats a token, k1 estimate", False, [("KL", "kl_ref_k1")]),
+    ("KL to the reference", "nats a token, k2 estimate", False, [("KL", "kl_ref_k2")]),
+    ("KL to the reference", "nats a token, k3 estimate", False, [("KL", "kl_ref_k3")]),
+    ("Critic", "explained variance of the returns: 1 is perfect", False, [("critic", "critic/explained_variance")]),
+    (
+        "Time",
+        "seconds a step",
+        False,
+        [("step", "seconds/step"), ("rollout", "seconds/rollout"), ("update", "seconds/update")],
+    ),
 ]
 
 _OUTSIDE = ["overshoot", "relapse", "forgotten", "escaped", "dual"]
@@ -90,7 +104,10 @@ def update_charts(metrics: Metrics) -> list[Chart]:
     charts = []
     for title, note, share, named in wanted:
         series = [
-            {"name": name, "values": [_number(weighted_mean(rows, key)) for rows in by_index.values()]}
+            {
+                "name": name,
+                "values": [_number(weighted_mean(rows, key, weight="signal_tokens")) for rows in by_index.values()],
+            }
             for name, key in named
         ]
         if any(value is not None for one in series for value in one["values"]):
@@ -110,12 +127,11 @@ def update_names(metrics: Metrics) -> dict[int, str]:
 
 
 def _rows_by_update(metrics: Metrics) -> dict[int, list[Row]]:
-    """Update index -> its entries over all steps; with the step's count of tokens where an entry has none."""
+    """Update index -> its entries over all steps."""
     by_index: dict[int, list[Row]] = {}
     for row in metrics.training:
-        count = {"tokens/signal": row["tokens/signal"]} if "tokens/signal" in row else {}
         for entry in row.get("by_update") or []:
-            by_index.setdefault(int(entry["update"]), []).append(count | entry)
+            by_index.setdefault(int(entry["update"]), []).append(entry)
     return dict(sorted(by_index.items()))
 
 
