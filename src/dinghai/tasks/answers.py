@@ -18,7 +18,7 @@ _BOXED_NUMBER = re.compile(rf"\\boxed\{{({_NUMBER})\}}")
 _LAST_NUMBER = re.compile(rf"(?:[A-Za-z][:,]?|#)[ \n]+({_NUMBER})\.?\Z")
 _LONGEST_TAIL = 64  # characters: a number and the word before it
 
-_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '’\-][^\W\d_]+)*[.!]?")
+_WORDS = re.compile(r"[^\W\d_]+(?:[ '’\-][^\W\d_]+)*[.!]?")
 _ANSWER_IS = re.compile(r".*\banswer\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE | re.DOTALL)
 _WRAPPER = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 
@@ -66,7 +66,7 @@ def _value(number: str) -> Fraction:
 
 
 def is_words(gold: str) -> bool:
-    """Whether an answer of the data is words rather than mathematics (`Paris`, `no`, `New York`)."""
+    """Whether an answer of the data is words rather than mathematics (`Paris`, `no`, `B`, `New York`)."""
     return _WORDS.fullmatch(_unwrapped(gold)) is not None
 
 

@@ -14,6 +14,7 @@ import ast
 import inspect
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -72,19 +73,21 @@ def make_checker(config: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str,
 
     config: dataset, parameters, and first_seeds, one for each stream of problems
     """
+    library()  # its import takes seconds, which must not count as the first check's
     problems = {
         stream: Problems(config["dataset"], config["parameters"], first_seed)
         for stream, first_seed in config["first_seeds"].items()
     }
     entry_of = lru_cache(maxsize=4096)(lambda stream, index: problems[stream][index])
-    evaluates = evaluates_text(config["dataset"])
 
     def check(job: dict[str, Any]) -> dict[str, Any]:
         text = stated_answer(job["text"])
-        if len(text) > _LONGEST_ANSWER or (evaluates and not is_inert(text)):
-            return {"score": 0.0}
         stream, index = job["stream"], job["index"]
-        return _judge(problems[stream], index, job["entry"] or entry_of(stream, index), text)
+        entry = job["entry"] or entry_of(stream, index)
+        source = entry["metadata"].get("source_dataset", config["dataset"])  # a composite's entries say whose they are
+        if len(text) > _LONGEST_ANSWER or (evaluates_text(source) and not is_inert(text)):
+            return {"score": 0.0}
+        return _judge(problems[stream], index, entry, text)
 
     return check
 
@@ -118,22 +121,44 @@ def stated_answer(completion: str) -> str:
 _EVALUATING_CALLS = {"eval", "exec", "parse_expr", "sympify"}
 
 
+@lru_cache
 def evaluates_text(dataset: str) -> bool:
-    """Whether the module of the data set evaluates text anywhere; a composite may hold any data set, so it counts."""
-    if dataset == "composite":
+    """Whether scoring evaluates text: `score_answer`, or what it calls in its module."""
+    if dataset not in library().factory.DATASETS:
         return True
     dataset_class, _ = library().factory.DATASETS[dataset]
-    for node in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(dataset_class)))):  # type: ignore[arg-type]
-        if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-            if called in _EVALUATING_CALLS:
-                return True
+    tree = ast.parse(inspect.getsource(sys.modules[dataset_class.score_answer.__module__]))
+    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    seen, waiting = set(), ["score_answer"]
+    while waiting:
+        name = waiting.pop()
+        if name in _EVALUATING_CALLS and name not in functions:  # propositional_logic has a parse_expr of its own
+            return True
+        if name in functions and name not in seen:
+            seen.add(name)
+            waiting += _called_names(functions[name])
     return False
+
+
+def _called_names(function: ast.FunctionDef) -> list[str]:
+    calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    return [f.attr if isinstance(f, ast.Attribute) else f.id for f in calls if isinstance(f, (ast.Attribute, ast.Name))]
 
 
 _MATHEMATICS = {
     *("sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh"),
-    *("exp", "log", "ln", "sqrt", "Abs", "abs", "pi", "sign", "erf"),
+    *(
+        "exp",
+        "log",
+        "ln",
+        "sqrt",
+        "Abs",
+        "abs",
+        "pi",
+        "sign",
+        "erf",
+        "Integral",
+    ),  # some integrals have no other right answer in the data set
 }
 # S, N and friends of sympy evaluate text or do work of any size; as plain symbols they never stand before a bracket.
 _NAME = re.compile(r"[^\W\d]\w*")

@@ -74,7 +74,7 @@ class CheckerPool:
         """Starts one worker without waiting for it, so that the first check finds it ready."""
         with self._lock:
             if not self._closed and self._workers[0] is None:
-                self._workers[0] = _Worker(self._setup)
+                self._start(0)
 
     def check(self, jobs: Sequence[Any]) -> list[Outcome]:
         """The outcome of each job, in order. Raises RunFailed if the checker cannot be started."""
@@ -93,7 +93,11 @@ class CheckerPool:
                 work(0)
             elif active > 1:
                 with ThreadPoolExecutor(active, thread_name_prefix="check") as threads:
-                    list(threads.map(work, range(active)))
+                    try:
+                        list(threads.map(work, range(active)))
+                    except BaseException:  # an interrupt: the threads finish the check at hand, not all that are left
+                        todo.stop()
+                        raise
         return outcomes
 
     def close(self) -> None:
@@ -110,9 +114,7 @@ class CheckerPool:
 
     def _check_one(self, slot: int, job: Any) -> Outcome:
         for _ in range(_ATTEMPTS):
-            worker = self._workers[slot]
-            if worker is None:
-                worker = self._workers[slot] = _Worker(self._setup)
+            worker = self._workers[slot] or self._start(slot)
             try:
                 worker.wait_until_ready()
                 reply = worker.ask(job, self.timeout)
@@ -129,6 +131,13 @@ class CheckerPool:
                 return Outcome(fault="raised", detail=reply["error"])
             return Outcome(value=reply["result"])
         return Outcome(fault="died")
+
+    def _start(self, slot: int) -> _Worker:
+        try:
+            worker = self._workers[slot] = _Worker(self._setup)
+        except OSError as error:
+            raise RunFailed(f"no process could be started to check answers: {error.strerror}") from error
+        return worker
 
     def _discard(self, slot: int) -> None:
         worker, self._workers[slot] = self._workers[slot], None
@@ -149,6 +158,11 @@ class _SharedIterator:
     def __next__(self) -> int:
         with self._lock:
             return next(self._iterator)
+
+    def stop(self) -> None:
+        """Hands out no more."""
+        with self._lock:
+            self._iterator = iter(())
 
 
 class _Worker:

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 _CHECK_SECONDS = 10.0
 _WORKERS = 2  # each takes seconds to import the library; a check takes a fraction of a millisecond
 _DRAWS_FOR_A_NEW_QUESTION = 64
-# The library draws problem i from seed + i, so seeds that are near give the same problems. Training starts below
-# 2^30 and held-out problems at 3 * 2^30: they cannot meet in a billion prompts, and stay below 2^32, where numpy's seeds end.
+# The library draws problem i from seed + i, so seeds that are near give the same problems. Training starts below 2^30,
+# held-out problems at 3 * 2^30 or above: they cannot meet in a billion prompts, and no seed passes 2^32, numpy's end.
 _STREAM_START = {"train": 0, "held_out": 3 * 2**30}
 _STREAM_SPREAD = {"train": 2**30, "held_out": 2**29}
 _MOST_TRAIN_PROMPTS = 2**31
