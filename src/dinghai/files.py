@@ -125,7 +125,6 @@ def _refuse_constant(name: str) -> float:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(DEEPEST_JSON):
-        if not level:
-            return
         level = [i for v in level if isinstance(v, dict | list) for i in (v.values() if isinstance(v, dict) else v)]
-    raise ValueError(f"nested more than {DEEPEST_JSON} levels deep")
+    if any(isinstance(v, dict | list) for v in level):
+        raise ValueError(f"nested more than {DEEPEST_JSON} levels deep")

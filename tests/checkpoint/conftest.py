@@ -1,7 +1,15 @@
 """Tensors and states that make a wrong checkpoint show."""
 
+import os
+
 import pytest
 import torch
+
+
+@pytest.fixture
+def fast_disk(monkeypatch):
+    """Does not wait for the disk: for tests in which the machine keeps its power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ import torch
 
 from dinghai.errors import RunFailed
 from dinghai.train import manifest
-from dinghai.train.checkpoint import load_latest_checkpoint, save_checkpoint
+from dinghai.train.checkpoint import has_checkpoint, load_latest_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("fast_disk")
 
 
 def unexpected(message: str) -> None:
@@ -41,7 +43,7 @@ def names(folder):
     return sorted(os.listdir(folder / "checkpoints"))
 
 
-# --- round trips -------------------------------------------------------------------------------------------------------
+# --- round trips -----------------------------------------------------------------------------------------------------
 
 DTYPES = [
     torch.float64,
@@ -126,7 +128,7 @@ def test_a_tensor_that_cannot_be_stored_is_refused(tmp_path):
         save_checkpoint(tmp_path, 1, {"policy": {"x": torch.zeros(1, dtype=torch.complex128)}}, {}, keep=1)
 
 
-# --- what is kept ------------------------------------------------------------------------------------------------------
+# --- what is kept ----------------------------------------------------------------------------------------------------
 
 
 def test_the_newest_are_kept(tmp_path, contents):
@@ -172,6 +174,7 @@ def test_leftovers_are_removed_and_foreign_files_are_not(tmp_path, contents):
 def test_one_moved_aside_by_a_save_that_died_is_found_and_returned(tmp_path, contents):
     path = save(tmp_path, contents, 5, keep=1)
     path.rename(path.with_name(".step-000005.replaced-0123abcd"))
+    assert has_checkpoint(tmp_path)
     assert is_step(load_latest_checkpoint(tmp_path, unexpected), contents, 5)
     save(tmp_path, contents, 6, keep=2)
     assert names(tmp_path) == ["step-000005", "step-000006"]
@@ -184,7 +187,7 @@ def test_files_are_readable_by_whom_the_umask_lets(tmp_path, contents):
     assert modes == {(tmp_path / "ordinary").stat().st_mode & 0o777}
 
 
-# --- damage ------------------------------------------------------------------------------------------------------------
+# --- damage ----------------------------------------------------------------------------------------------------------
 
 
 def flip(path, position, mask):
@@ -255,12 +258,13 @@ def test_a_renamed_checkpoint_does_not_pass(tmp_path, contents):
 
 def test_without_any_checkpoint_it_says_so(tmp_path):
     for _ in range(2):
+        assert not has_checkpoint(tmp_path)
         with pytest.raises(RunFailed, match="holds no complete checkpoint; start the run again"):
             load_latest_checkpoint(tmp_path, unexpected)
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
 
 
-# --- files that want to hurt -------------------------------------------------------------------------------------------
+# --- files that want to hurt -----------------------------------------------------------------------------------------
 
 
 def forge(path, body) -> None:

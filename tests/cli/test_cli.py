@@ -4,15 +4,19 @@ The commands behind it are stand-ins here, so that only the command line is unde
 Run: pytest tests/cli/test_cli.py
 """
 
+import ast
 import errno
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+import dinghai
 from dinghai import __version__
 from dinghai.cli import main
+from dinghai.config.load import all_settings
 from dinghai.config.settings import RewardSettings
 from dinghai.errors import InputError, RunFailed
 
@@ -49,6 +53,24 @@ def calls(monkeypatch, tmp_path):
         vars(module).update(contents)
         monkeypatch.setitem(sys.modules, name, module)
     return seen
+
+
+@pytest.mark.parametrize(
+    "file, function, parameters",
+    [
+        ("train/run.py", "train", ["settings", "allowed_rewards"]),
+        ("train/run.py", "resume", ["run_folder", "allowed_rewards", "rewards"]),
+        ("tasks/rewards.py", "parse_reward", ["text"]),
+        ("view/report.py", "write_report", ["run_folder"]),
+    ],
+)
+def test_the_stand_ins_are_called_like_the_real_ones(file, function, parameters):
+    """Read from the source, since importing it would bring in torch."""
+    tree = ast.parse((Path(dinghai.__file__).parent / file).read_text(encoding="utf-8"))
+    found = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    names = [a.arg for a in found.args.args]
+    required = names[: len(names) - len(found.args.defaults)]
+    assert required == parameters
 
 
 def make_run(name: str) -> Path:
@@ -115,7 +137,7 @@ def test_a_folder_of_the_same_name_that_is_no_run_does_not_hide_the_run(calls):
     assert calls.report == folder
 
 
-# --- the user's input is wrong: 2 --------------------------------------------------------------------------------------
+# --- the user's input is wrong: 2 ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -175,7 +197,7 @@ def test_control_characters_are_never_echoed(calls, capsys, hostile, place):
     assert not set(err) & set("\x1b\x07\x9b\u202e\r")
 
 
-# --- the run failed: 1 -------------------------------------------------------------------------------------------------
+# --- the run failed: 1 -----------------------------------------------------------------------------------------------
 
 
 def noted(error: BaseException) -> BaseException:
@@ -261,8 +283,6 @@ def test_version(capsys):
 
 @pytest.mark.parametrize("columns", ["40", "80", "100", "300"])
 def test_the_help_of_train_lists_every_setting_and_fits_the_screen(capsys, monkeypatch, columns):
-    from dinghai.config.load import all_settings
-
     monkeypatch.setenv("COLUMNS", columns)
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
@@ -278,8 +298,6 @@ def test_the_help_of_train_lists_every_setting_and_fits_the_screen(capsys, monke
 
 def test_the_commands_and_options_are_these_and_no_others(capsys):
     """A frozen surface: whoever adds or removes one changes this list on purpose."""
-    import re
-
     shown = {}
     for command in ("", "train", "resume", "report"):
         main([command, "--help"] if command else ["--help"])

@@ -133,7 +133,7 @@ def test_an_unknown_key_of_a_file_names_the_file(toml):
     assert "rewards[0].wieght is not a setting" in refusal(toml("[[rewards]]\nwieght = 1\n"))
 
 
-# --- values that are not allowed ---------------------------------------------------------------------------------------
+# --- values that are not allowed -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_code_is_never_named_by_a_file(toml):
     assert "my.py:brevity" in message
 
 
-# --- the record that a run keeps ---------------------------------------------------------------------------------------
+# --- the record that a run keeps -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,8 @@ def test_every_setting_is_described_and_its_default_is_the_real_one():
     rows = all_settings()
     assert len(rows) > 70
     for key, kind, default, description, _ in rows:
-        assert kind and default, key
+        assert kind, key
+        assert default, key
         assert description, f"{key} has no description"
     defaults = {(r.key, r.kind): r.default for r in rows}
     assert defaults["update.lr", None] == "0.001"
@@ -299,7 +300,7 @@ def test_every_listed_default_can_be_given_back():
         assert load_settings(None, [*kind, f"--{row.key}={row.default}"]) == load_settings(None, kind), row.key
 
 
-# --- anything at all ---------------------------------------------------------------------------------------------------
+# --- anything at all -------------------------------------------------------------------------------------------------
 
 KEYS = st.sampled_from([s.key for s in all_settings()] + ["task", "a.b.c", "", ".", "..", "task.parameters.x", "run."])
 VALUES = st.one_of(

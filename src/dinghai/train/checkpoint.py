@@ -209,6 +209,11 @@ def _remove(path: Path) -> None:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has got as far as a checkpoint, damaged or not; if not, it can only start from its beginning."""
+    return bool(_candidates(folder / FOLDER))
+
+
 def load_latest_checkpoint(folder: Path, on_damaged: Callable[[str], None]) -> Checkpoint:
     """The newest checkpoint of a run that is complete and whose every byte is what was written.
 
