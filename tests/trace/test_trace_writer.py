@@ -16,7 +16,7 @@ from trace_records import Batch, make_batch, make_writer, write_step
 from dinghai import files
 from dinghai.errors import RunFailed
 from dinghai.trace import Samples, TraceReader, discard_steps_from, writer
-from dinghai.trace.writer import choose_groups, round_to_bits
+from dinghai.trace.writer import choose_groups, round_to_bits, round_to_fraction
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -107,7 +107,7 @@ def test_one_group_longer_than_the_budget_is_still_kept() -> None:
 
 
 def test_a_token_costs_at_most_16_bytes(tmp_path: Path, batch: Batch) -> None:
-    write_step(make_writer(tmp_path), 1, make_batch(seed=3, length=40))
+    write_step(make_writer(tmp_path), 1, make_batch(seed=3, length=80))
     size = sum(len(content) for name, content in files_of(tmp_path).items() if "update" in name)
     assert size / TraceReader(tmp_path).tokens(1, columns=["sample"]).num_rows <= 16
 
@@ -120,6 +120,14 @@ def test_rounding_keeps_zero_sign_and_the_non_finite(bits: int) -> None:
     assert np.max(np.abs(rounded / values - 1)) <= 2.0**-bits
     special = np.array([0.0, np.nan, np.inf, -np.inf, 1.0, -2.0], dtype=np.float32)
     assert np.array_equal(round_to_bits(special, bits), special, equal_nan=True)
+
+
+def test_sampler_log_probs_keep_two_millionths_of_a_nat() -> None:
+    random = np.random.default_rng(0)
+    values = (-random.gamma(0.4, 4.0, 10_000)).astype(np.float32)
+    assert np.max(np.abs(round_to_fraction(values, 18).astype(float) - values)) <= 2.0**-19
+    special = np.array([0.0, np.nan, np.inf, -np.inf, -1.0, -1e30], dtype=np.float32)
+    assert np.array_equal(round_to_fraction(special, 18), special, equal_nan=True)
 
 
 def test_rounding_goes_to_even() -> None:

@@ -303,6 +303,17 @@ def test_secrets_are_left_out(tmp_path: Path) -> None:
     assert ["hub.max_new_tokens", "7"] in read_data(page)["settings"]
 
 
+def test_the_versions_that_trained_are_told_from_those_that_write(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "versions", steps=1)
+    assert read_data(make_page(folder))["trained_with"] == []
+    (folder / "versions.json").write_text('{"torch": "2.99", "device": "CPU"}')
+    data = read_data(make_page(folder))
+    assert data["trained_with"] == [["torch", "2.99"], ["device", "CPU"]]
+    assert "torch" in dict(data["versions"])
+    (folder / "versions.json").write_text("{")
+    assert read_data(make_page(folder))["trained_with"] == []
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "same", steps=2)
     assert make_page(folder) == make_page(folder)

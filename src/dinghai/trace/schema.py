@@ -35,7 +35,7 @@ TOKEN_SCHEMA = pa.schema(
         ("sample", pa.int32()),  # id of the completion, unique within the step
         ("position", pa.int32()),  # of the token within its completion, from 0
         ("token", pa.int32()),  # id in the vocabulary
-        ("logp_sampler", pa.float32()),  # nats, as the engine that sampled it reported; 16 significant bits
+        ("logp_sampler", pa.float32()),  # nats, as the engine that sampled it reported; to 2**-19
         ("logp_old", pa.float32()),  # nats, the trainer's own weights before the first update on the batch
         ("logp_new", pa.float32()),  # nats, the weights that this update started from
         ("advantage", pa.float32()),
@@ -47,9 +47,11 @@ TOKEN_SCHEMA = pa.schema(
 )
 
 # What the clip decided on (logp_old, logp_new, advantage) is kept to the last bit, so that a replay decides the same.
-# The rest is rounded to what its readers need, to keep a token under 16 bytes: a relative error of 2**-17 (8e-6) is far
-# below the smallest epsilon in use (3e-4, sequence ratios), one of 2**-9 (0.2 %) below what a reader of entropies sees.
-SIGNIFICANT_BITS = {"logp_sampler": 16, "weight": 16, "entropy": 8}
+# The rest is rounded to what its readers need, to keep a token under 16 bytes. Relative errors of weight 2**-17 (8e-6),
+# of entropy 2**-9 (0.2 %). Sampler log-probs matter as differences from logp_old, so theirs is absolute: 2**-19 nats
+# (2e-6), what float32 itself leaves of a log-prob, and far below the smallest epsilon in use (3e-4, sequence ratios).
+SIGNIFICANT_BITS = {"weight": 16, "entropy": 8}
+FRACTION_BITS = {"logp_sampler": 18}
 
 # Log-probs are incompressible in their mantissa: splitting the bytes lets zstd take the signs and exponents.
 TOKEN_ENCODING = {

@@ -138,7 +138,7 @@ class TraceWriter:
             if values_N.shape != sample_N.shape:
                 raise ValueError(f"trace column {name} has shape {values_N.shape}, sample has {sample_N.shape}")
             values_N = values_N if rows is None else values_N[rows]
-            arrays.append(pa.array(round_to_bits(values_N, schema.SIGNIFICANT_BITS.get(name, 24)), type=kind))
+            arrays.append(pa.array(_rounded(name, values_N), type=kind))
         table = pa.Table.from_arrays(arrays, schema=schema.TOKEN_SCHEMA)
         name = schema.update_file_name(update, self.rank)
         self._write(name, table, dictionary=schema.TOKEN_DICTIONARY, encoding=schema.TOKEN_ENCODING)
@@ -260,13 +260,26 @@ def _to_numpy(values: Any, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=dtype)
 
 
+def _rounded(name: str, values_N: np.ndarray) -> np.ndarray:
+    """The column to the precision that the schema gives it."""
+    if name in schema.FRACTION_BITS:
+        return round_to_fraction(values_N, schema.FRACTION_BITS[name])
+    if name in schema.SIGNIFICANT_BITS:
+        return round_to_bits(values_N, schema.SIGNIFICANT_BITS[name])
+    return values_N
+
+
+def round_to_fraction(values_N: np.ndarray, bits: int) -> np.ndarray:
+    """Round float32 to multiples of 2**-bits; infinities and NaN stay."""
+    grid = 2.0**bits
+    return (np.rint(values_N.astype(np.float64) * grid) / grid).astype(np.float32)
+
+
 def round_to_bits(values_N: np.ndarray, bits: int) -> np.ndarray:
     """Round float32 to its `bits` leading significant bits, to even. Zero, infinities and NaN stay.
 
     The bytes that this zeroes cost no disk, while the column stays float32, which every reader of Parquet knows.
     """
-    if bits >= 24:
-        return values_N
     drop = 24 - bits
     pattern = np.ascontiguousarray(values_N, dtype=np.float32).view(np.uint32)
     to_even = (pattern >> drop) & 1

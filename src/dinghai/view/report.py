@@ -22,7 +22,7 @@ from dinghai.trace.files import write_atomically
 from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
 from dinghai.view.report_facts import fact_tiles
 from dinghai.view.report_tokens import LIMITS, token_sample
-from dinghai.view.settings_table import settings_rows, version_rows
+from dinghai.view.settings_table import settings_rows, trained_with, version_rows
 from dinghai.view.terminal import safe
 from dinghai.view.token_text import TokenText, load_token_text
 
@@ -77,6 +77,7 @@ def _page_data(run_folder: Path, summary: RunSummary, tokens: list[dict[str, Any
         "effects": [{"name": name, "meaning": meaning} for name, meaning in EFFECT_MEANING.items()],
         "tokens": tokens,
         "settings": [[safe(name), safe(value)] for name, value in settings_rows(config or {})],
+        "trained_with": [[safe(name), safe(value)] for name, value in trained_with(run_folder)],
         "versions": version_rows(),
     }
 

@@ -6,7 +6,10 @@ import json
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
+
+from dinghai.files import read_json
 
 HIDDEN = "(hidden)"
 
@@ -28,6 +31,15 @@ def settings_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     _flatten("", config, rows)
     return rows
+
+
+def trained_with(run_folder: Path) -> list[tuple[str, str]]:
+    """Versions and device as the run itself noted them in `versions.json`; empty where it did not."""
+    try:
+        noted = read_json(run_folder / "versions.json")
+    except (OSError, ValueError):
+        return []  # of a run by an older version, or damaged: the page then names the writing program's versions alone
+    return [(str(name), str(value)) for name, value in noted.items()] if isinstance(noted, dict) else []
 
 
 def version_rows() -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@
   if (data.settings.length) {
     section("Settings", "", el("div", "two", table(data.settings.slice(0, half)), table(data.settings.slice(half))));
   }
-  document.getElementById("footer").append(
-    "Written with " + data.versions.map(([name, version]) => `${name} ${version}`).join(", ") +
-    ". This file holds everything it shows and loads nothing.");
+  const listed = rows => rows.map(([name, value]) => `${name} ${value}`).join(", ");
+  const footer = document.getElementById("footer");
+  if (data.trained_with.length) footer.append(el("p", "", `Trained with ${listed(data.trained_with)}.`));
+  footer.append(el("p", "", `This page was written with ${listed(data.versions)}. It holds everything it shows and loads nothing.`));
 })();

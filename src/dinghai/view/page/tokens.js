@@ -82,8 +82,21 @@ function sampleCard(data, sample, update) {
   return { node, tokens, fate, sample };
 }
 
+function countStopped(data, sample, fate) {
+  const stopped = data.effects.findIndex(one => one.name === "stopped");
+  return fate ? sample.text.filter((_, row) => at(fate.effect, row) === stopped).length : 0;
+}
+
+// The last step whose shown completions have a stopped token; the last one where none has.
+function tellingStep(data) {
+  const tells = step => step.groups.some(group => group.samples.some(sample =>
+    Object.values(sample.updates).some(fate => countStopped(data, sample, fate) > 0)));
+  const found = data.tokens.findLastIndex(tells);
+  return found < 0 ? data.tokens.length - 1 : found;
+}
+
 function tokenSection(data) {
-  const state = { step: data.tokens.length - 1, group: 0, update: null };
+  const state = { step: tellingStep(data), group: 0, update: null };
   const host = el("div", "samples"), prompt = el("pre", "prompt"), note = el("p", "lead");
   const shell = el("div", "shell");
   const tip = makeTip(shell);
@@ -106,12 +119,8 @@ function tokenSection(data) {
 
   // The update in which most of the group's tokens were stopped: where the clip is to be seen.
   function busiest(group) {
-    const stopped = data.effects.findIndex(one => one.name === "stopped");
-    const count = update => group.samples.reduce((sum, sample) => {
-      const fate = sample.updates[update];
-      if (!fate) return sum;
-      return sum + 0.001 + sample.text.filter((_, row) => at(fate.effect, row) === stopped).length;
-    }, 0);
+    const count = update => group.samples.reduce((sum, sample) =>
+      sum + countStopped(data, sample, sample.updates[update]) + (sample.updates[update] ? 0.001 : 0), 0);
     return data.tokens[state.step].updates.reduce((best, one) => (count(one) > count(best) ? one : best));
   }
 
