@@ -3,6 +3,7 @@
 Run: pytest tests/checkpoint/test_checkpoint.py
 """
 
+import errno
 import json
 import os
 import random
@@ -178,6 +179,22 @@ def test_one_moved_aside_by_a_save_that_died_is_found_and_returned(tmp_path, con
     assert is_step(load_latest_checkpoint(tmp_path, unexpected), contents, 5)
     save(tmp_path, contents, 6, keep=2)
     assert names(tmp_path) == ["step-000005", "step-000006"]
+
+
+def test_one_that_cannot_be_removed_is_a_warning_and_never_seen_half_removed(tmp_path, monkeypatch, contents):
+    save(tmp_path, contents, 1)
+
+    def half_removed(path, **options):
+        (path / "manifest.json").unlink()
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half_removed)
+        with pytest.warns(UserWarning, match=r"no longer needed but cannot be removed \(Device or resource busy\)"):
+            save(tmp_path, contents, 2, keep=1)
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["step-000002"]
+    save(tmp_path, contents, 3, keep=1)
+    assert names(tmp_path) == ["step-000003"]
 
 
 def test_files_are_readable_by_whom_the_umask_lets(tmp_path, contents):

@@ -105,6 +105,17 @@ def test_the_restored_state_is_a_copy():
     assert torch.equal(kept["0.weight/exp_avg"], before)
 
 
+def test_a_restore_to_before_the_first_step_leaves_no_state_behind():
+    layers = model(0)
+    names = dict(layers.named_parameters())
+    tensors, values = optimizer_tensors(optimizer(layers), names)
+    adamw = optimizer(layers)
+    train(layers, adamw, range(2))
+    restore_optimizer(adamw, names, tensors, values)
+    assert not adamw.state
+    assert adamw.param_groups[0]["lr"] == 0.01
+
+
 def test_betas_stay_a_tuple():
     layers = model(0)
     names = dict(layers.named_parameters())
