@@ -98,8 +98,10 @@ def clip_surrogate(x: TokenInputs, p: ClipParameters) -> Tensor:
 def clip_weight(x: TokenInputs, p: ClipParameters) -> Tensor:
     """w = r·A where min takes the unclipped branch, exactly 0 where it takes the clipped one, a constant.
 
-    At r exactly 1-ε_low, 1+ε_high or c the token is not stopped. In the region RELAPSE (A < 0, r > 1+ε_high) w grows
-    with r without bound, unless there is a dual clip.
+    At r exactly 1-ε_low, 1+ε_high or c, where the surrogate has a kink, the token is not stopped: w is the derivative
+    from the side of 1. (Autograd's own choice there depends on how a clamp is spelled.)
+
+    In the region RELAPSE (A < 0, r > 1+ε_high) w grows with r without bound, unless there is a dual clip.
     """
     stopped = ((x.ratio > p.upper) & (x.advantage > 0)) | ((x.ratio < p.lower) & (x.advantage < 0))
     if p.dual_clip is not None:
