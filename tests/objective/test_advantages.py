@@ -48,7 +48,7 @@ def test_equal_rewards_are_exactly_zero(scale: Any, dtype: torch.dtype) -> None:
     """Also where the mean rounds: seven times 0.1 over 7 is not 0.1."""
     for value in (0.1, 0.7, 1 / 3, -1e-3, 1e6 + 0.1, 0.0):
         for size in (1, 2, 3, 6, 7, 8, 49):
-            reward = torch.cat([torch.full((size,), value), torch.tensor([0.0, 1.0])]).to(dtype)
+            reward = torch.cat([torch.full((size,), value, dtype=torch.float64), f64(0.0, 1.0)]).to(dtype)
             group = torch.tensor([0] * size + [1, 1])
             advantage = group_advantage(reward, group, scale)
             assert torch.equal(advantage[:size], torch.zeros(size, dtype=advantage.dtype))
