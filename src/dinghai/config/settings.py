@@ -61,10 +61,10 @@ class ModelSettings(Settings):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     lora: LoraSettings = LoraSettings()
-    hidden_size: PositiveInt = Field(64, description="built-in model only: width")
-    layers: PositiveInt = Field(2, description="built-in model only: transformer blocks")
-    heads: PositiveInt = Field(4, description="built-in model only: attention heads; divides hidden_size")
-    context: PositiveInt = Field(2048, description="built-in model only: longest prompt plus completion, in tokens")
+    hidden_size: PositiveInt = Field(128, description="built-in model only: width")
+    layers: PositiveInt = Field(1, description="built-in model only: transformer blocks")
+    heads: PositiveInt = Field(8, description="built-in model only: attention heads; divides hidden_size")
+    context: PositiveInt = Field(1024, description="built-in model only: longest prompt plus completion, in tokens")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSettings:
@@ -120,10 +120,10 @@ class ColdStartSettings(Settings):
     """Supervised learning on the task's demonstrations before reinforcement learning."""
 
     steps: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="optimiser steps; default: 280 for the built-in model on the built-in task, else 0"
+        None, description="optimiser steps; default: 320 for the built-in model on the built-in task, else 0"
     )
-    batch_size: PositiveInt = Field(256, description="demonstrations a step")
-    lr: PositiveFloat = Field(5e-3, description="peak learning rate; linear warm-up over 20 steps, then linear decay")
+    batch_size: PositiveInt = Field(64, description="demonstrations a step")
+    lr: PositiveFloat = Field(4e-3, description="peak learning rate; linear warm-up over 20 steps, then linear decay")
 
 
 class RolloutSettings(Settings):
@@ -142,7 +142,8 @@ class RolloutSettings(Settings):
         "keep", description="completions cut at max_new_tokens: scored as they are, left out of the loss, or penalised"
     )
     overlong_buffer: PositiveInt = Field(
-        8, description="overlong=penalty: tokens before the limit over which the penalty grows from 0 to -1 (DAPO eq. 13)"
+        8,
+        description="overlong=penalty: tokens before the limit over which the penalty grows from 0 to -1 (DAPO eq. 13)",
     )
 
 
@@ -165,7 +166,9 @@ class ObjectiveSettings(Settings):
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
         None, description="absolute ratio beyond which tokens with a negative advantage are stopped (usual 3-10)"
     )
-    ratio: Literal["token", "sequence"] = Field("token", description="importance ratio of each token, or of the sequence")
+    ratio: Literal["token", "sequence"] = Field(
+        "token", description="importance ratio of each token, or of the sequence"
+    )
     reduction: Literal[
         "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "token-sum"
     ] = Field("token-mean", description="how the tokens of a minibatch are averaged")
@@ -209,17 +212,24 @@ AdvantageSettings = Annotated[GroupAdvantageSettings | GaeAdvantageSettings, Fie
 class UpdateSettings(Settings):
     """What is done with each batch of rollouts. epochs x minibatches is how often it updates the policy."""
 
-    epochs: PositiveInt = Field(2, description="passes over each batch of rollouts; with one update in all the clip is inert")
+    epochs: PositiveInt = Field(
+        2, description="passes over each batch of rollouts; with one update in all the clip is inert"
+    )
     minibatches: PositiveInt = Field(2, description="optimiser steps a pass")
-    micro_batch_tokens: PositiveInt = Field(16384, description="tokens (with padding) of one forward pass; bounds memory")
-    lr: PositiveFloat = Field(1e-3, description="learning rate; 1e-6 is usual for full fine-tuning of a large model")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="of the learning rate, after warm-up")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps over which the learning rate rises to its peak")
+    micro_batch_tokens: PositiveInt = Field(
+        16384, description="tokens (with padding) of one forward pass; bounds memory"
+    )
+    lr: PositiveFloat = Field(3e-4, description="learning rate; 1e-6 is usual for full fine-tuning of a large model")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate, after warm-up"
+    )
+    warmup: Annotated[int, Field(ge=0)] = Field(5, description="steps over which the learning rate rises to its peak")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="of AdamW")
     weight_decay: NonNegativeFloat = Field(0.0, description="of AdamW")
     max_grad_norm: PositiveFloat | None = Field(1.0, description="gradient norm is clipped to it; none: not clipped")
     target_kl: PositiveFloat | None = Field(
-        None, description="leave the batch once KL(old||new) of a minibatch passes 1.5 times this (nats; usual 0.01-0.05)"
+        None,
+        description="leave the batch once KL(old||new) of a minibatch passes 1.5 times this (nats; usual 0.01-0.05)",
     )
 
 
@@ -233,14 +243,18 @@ class TraceSettings(Settings):
     """The record of each token's fate."""
 
     enabled: bool = Field(True, description="write the trace")
-    tokens: PositiveInt = Field(100_000, description="tokens kept of each update at most; whole groups are sampled beyond it")
+    tokens: PositiveInt = Field(
+        100_000, description="tokens kept of each update at most; whole groups are sampled beyond it"
+    )
 
 
 class CheckpointSettings(Settings):
     """What makes `dinghai resume` exact."""
 
     every: PositiveInt = Field(10, description="steps between checkpoints")
-    keep: PositiveInt = Field(2, description="checkpoints kept; at least 2 lets a damaged one fall back on the one before")
+    keep: PositiveInt = Field(
+        2, description="checkpoints kept; at least 2 lets a damaged one fall back on the one before"
+    )
 
 
 class TrainSettings(Settings):
@@ -265,7 +279,7 @@ class TrainSettings(Settings):
         if self.advantage.kind == "group" and rollout.group_size < 2:
             raise ValueError(
                 "rollout.group_size is 1, but a group advantage compares the completions of one prompt: "
-                "set rollout.group_size to 2 or more, or advantage.kind = \"gae\""
+                'set rollout.group_size to 2 or more, or advantage.kind = "gae"'
             )
         if update.minibatches > rollout.prompts * rollout.group_size:
             raise ValueError(
@@ -280,7 +294,7 @@ class TrainSettings(Settings):
         if self.advantage.kind == "gae" and rollout.dynamic_sampling:
             raise ValueError(
                 "rollout.dynamic_sampling redraws groups whose rewards agree, which a critic does not need: "
-                "set it to false, or advantage.kind = \"group\""
+                'set it to false, or advantage.kind = "group"'
             )
         return self
 

@@ -22,8 +22,8 @@ class Critic(nn.Module):
         super().__init__()
         if not policy.factored:
             raise InputError(
-                "advantage.kind = \"gae\" needs hidden states apart from logits, which this architecture does not "
-                "give; use advantage.kind = \"group\""
+                'advantage.kind = "gae" needs hidden states apart from logits, which this architecture does not '
+                'give; use advantage.kind = "group"'
             )
         model = policy.model
         self.backbone = copy.deepcopy(model.get_decoder() if hasattr(model, "get_decoder") else model.base_model)
@@ -43,4 +43,3 @@ class Critic(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters by name."""
         return dict(self.named_parameters())
-

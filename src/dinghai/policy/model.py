@@ -73,14 +73,12 @@ class Policy:
         """The parameters that training changes, by name; tied ones once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a prompt, in the tokenizer's chat template where it has one."""
-        if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": text}]
-            return list(
-                self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            )
-        return list(self.tokenizer(text)["input_ids"])
+    def prompt_ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of prompts, in the tokenizer's chat template where it has one."""
+        if not self.tokenizer.chat_template:
+            return list(self.tokenizer(texts)["input_ids"])
+        chats = [[{"role": "user", "content": text}] for text in texts]
+        return list(self.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False))
 
     def text(self, token_ids: list[int]) -> str:
         """The text of a completion, without its end token."""

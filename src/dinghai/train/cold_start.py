@@ -20,7 +20,7 @@ def cold_start_steps(settings: TrainSettings) -> int:
     """How many steps the cold start takes; by default only the built-in model on the built-in task has one."""
     if settings.cold_start.steps is not None:
         return settings.cold_start.steps
-    return 280 if settings.model.path is None and settings.task.kind == "addition" else 0
+    return 320 if settings.model.path is None and settings.task.kind == "addition" else 0
 
 
 def cold_start(policy: Policy, task: Task, settings: TrainSettings, report: Callable[[int, int, float], None]) -> None:
@@ -30,9 +30,11 @@ def cold_start(policy: Policy, task: Task, settings: TrainSettings, report: Call
     """
     steps, batch_size = cold_start_steps(settings), settings.cold_start.batch_size
     parameters = list(policy.trainable().values())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.cold_start.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.cold_start.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
     for step in range(steps):
-        sequences = [_demonstration(policy, task, i) for i in range(step * batch_size, (step + 1) * batch_size)]
+        sequences = _demonstrations(policy, task, range(step * batch_size, (step + 1) * batch_size))
         tokens = sum(len(s.completion_ids) for s in sequences)
         loss = 0.0
         for chosen in micro_batches(sequences, range(batch_size), settings.update.micro_batch_tokens):
@@ -54,12 +56,14 @@ def cold_start(policy: Policy, task: Task, settings: TrainSettings, report: Call
         report(step + 1, steps, loss)
 
 
-def _demonstration(policy: Policy, task: Task, index: int) -> TokenSequence:
-    example = task.demonstration(index)
-    if example is None:
+def _demonstrations(policy: Policy, task: Task, indices: range) -> list[TokenSequence]:
+    examples = [example for i in indices if (example := task.demonstration(i)) is not None]
+    if len(examples) < len(indices):
         raise InputError(f"cold_start.steps: the task {task.name!r} has no demonstrations to learn from; set it to 0")
-    prompt, completion = example
-    prompt_ids = policy.prompt_ids(prompt.text)
-    completion_ids = policy.tokenizer(completion, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id]
-    check_context(policy, prompt_ids, prompt.id, len(completion_ids))
-    return TokenSequence(prompt_ids, completion_ids)
+    prompts = policy.prompt_ids([prompt.text for prompt, _ in examples])
+    completions = policy.tokenizer([completion for _, completion in examples], add_special_tokens=False)["input_ids"]
+    sequences = []
+    for (prompt, _), prompt_ids, completion_ids in zip(examples, prompts, completions, strict=True):
+        sequences.append(TokenSequence(prompt_ids, [*completion_ids, policy.tokenizer.eos_token_id]))
+        check_context(policy, prompt_ids, prompt.id, len(completion_ids) + 1)
+    return sequences

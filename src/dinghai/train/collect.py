@@ -68,7 +68,7 @@ def collect(
 
 def encode_prompts(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
     """Token ids of the prompts; refuses one that leaves no room for its completion."""
-    encoded = [policy.prompt_ids(prompt.text) for prompt in prompts]
+    encoded = policy.prompt_ids([prompt.text for prompt in prompts])
     for prompt, ids in zip(prompts, encoded, strict=True):
         check_context(policy, ids, prompt.id, max_new_tokens)
     return encoded

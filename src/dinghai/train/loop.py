@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dinghai.objective import KL_ESTIMATORS, Normalizer, gae, group_advantage, value_loss, whiten
+from dinghai.policy.model import Policy
 from dinghai.policy.scoring import micro_batches, score
 from dinghai.train.batch import Batch, minibatch_schedule
 from dinghai.train.collect import collect
@@ -86,11 +87,12 @@ def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequenc
 
 def advantages_of_groups(run: RunParts, batch: Batch, penalty_N: Tensor | None) -> Tensor:
     """GRPO (2402.03300 sec. 4.1.2): each completion's reward relative to its group's."""
-    reward_B = batch.reward_B
+    settings, reward_B = run.settings.advantage, batch.reward_B
+    assert settings.kind == "group"
     if penalty_N is not None:
         sample_N = torch.from_numpy(batch.sample_N(range(batch.samples)))
         reward_B = reward_B.index_add(0, sample_N, -penalty_N.double())
-    return group_advantage(reward_B, batch.group_B, scale=run.settings.advantage.scale)
+    return group_advantage(reward_B, batch.group_B, scale=settings.scale)
 
 
 def advantages_of_critic(
@@ -98,6 +100,7 @@ def advantages_of_critic(
 ) -> tuple[Tensor, Tensor]:
     """PPO: the reward arrives with the last token; GAE (1506.02438 eq. 16) spreads it. Returns advantage_N, return_N."""
     settings = run.settings.advantage
+    assert settings.kind == "gae"
     reward_N = torch.zeros_like(value_N) if penalty_N is None else -penalty_N
     last_B = torch.from_numpy(batch.start_B + batch.length_B - 1)
     reward_N[last_B] += batch.reward_B.to(reward_N.dtype)
@@ -124,7 +127,7 @@ def update_on(
             value_loss_of(run, batch, chosen, targets, counts, record).backward()
 
     moved_too_far = record.kl_of_update() > 1.5 * (settings.update.target_kl or float("inf"))
-    policy_waits = run.critic is not None and step <= settings.advantage.critic_warmup
+    policy_waits = settings.advantage.kind == "gae" and step <= settings.advantage.critic_warmup
     norms = [learner.clip_gradient() for learner in run.learners]
     for learner, norm in zip(run.learners, norms, strict=True):
         require_finite(f"the gradient norm of the {learner.name}", norm, step, index, "lower the learning rate")
@@ -177,6 +180,8 @@ def value_loss_of(
     run: RunParts, batch: Batch, chosen: list[int], targets: Targets, counts: Normalizer, record: StepRecord
 ) -> Tensor:
     """The critic's part of the minibatch loss that the chosen samples contribute."""
+    settings = run.settings.advantage
+    assert settings.kind == "gae"
     assert run.critic is not None
     assert targets.value_old_N is not None
     assert targets.return_N is not None
@@ -188,14 +193,16 @@ def value_loss_of(
         returns=targets.return_N[here].to(value_N.device),
         mask=batch.mask_N(chosen).to(value_N.device),
         cu_seqlens=batch.cu_seqlens(chosen).to(value_N.device),
-        clip=run.settings.advantage.value_clip,
+        clip=settings.value_clip,
         normalizer=counts,
     )
     record.value_tokens(out)
     return out.loss
 
 
-def score_batch(run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]], policy: object = None) -> Tensor:
+def score_batch(
+    run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]], policy: Policy | None = None
+) -> Tensor:
     """logp_N of all tokens of the batch, on the CPU, in the same micro-batches as the updates will use."""
     logp_N = torch.empty(batch.tokens)
     for samples in minibatches:

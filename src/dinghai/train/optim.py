@@ -13,7 +13,7 @@ from dinghai.config.settings import UpdateSettings
 
 def build_optimizer(parameters: Iterable[nn.Parameter], update: UpdateSettings, lr: float) -> torch.optim.AdamW:
     """AdamW over `parameters`."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=update.betas, weight_decay=update.weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, betas=update.betas, weight_decay=update.weight_decay, fused=True)
 
 
 def learning_rate(peak: float, step: int, steps: int, update: UpdateSettings) -> float:

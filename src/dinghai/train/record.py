@@ -99,7 +99,9 @@ class StepRecord:
             metrics[name if name.endswith("lr") else f"{name}_mean"] = math.fsum(values) / len(values)
         value_stats = [stats for u in self.updates for stats in u.value_stats]
         if value_stats:
-            metrics |= {f"critic/{name}": value for name, value in sum(value_stats[1:], value_stats[0]).metrics().items()}
+            metrics |= {
+                f"critic/{name}": value for name, value in sum(value_stats[1:], value_stats[0]).metrics().items()
+            }
         return metrics
 
     def _write_trace(self) -> None:

@@ -15,7 +15,7 @@ from dinghai.config.settings import RewardSettings, TrainSettings
 from dinghai.errors import InputError
 from dinghai.lens.summary import sentences, summarize
 from dinghai.trace.writer import discard_steps_from
-from dinghai.train.checkpoint import Checkpoint, load_latest_checkpoint, save_checkpoint
+from dinghai.train.checkpoint import Checkpoint, has_checkpoint, load_latest_checkpoint, save_checkpoint
 from dinghai.train.cold_start import cold_start, cold_start_steps
 from dinghai.train.evaluate import held_out_accuracy
 from dinghai.train.folder import MetricsFile, choose_folder, create_folder
@@ -51,13 +51,14 @@ def resume(run_folder: Path, allowed_rewards: Collection[str], rewards: list[Rew
 
     rewards: the rewards as the command line names them again; they must be the run's own
     """
-    settings = settings_from_json((run_folder / CONFIG_FILE).read_text(), str(run_folder / CONFIG_FILE))
+    settings = settings_from_json((run_folder / CONFIG_FILE).read_text(encoding="utf-8"), str(run_folder / CONFIG_FILE))
     if rewards is not None and [r.model_dump() for r in rewards] != [r.model_dump() for r in settings.rewards]:
         own = " ".join(f"--reward '{r.source}*{r.weight:g}'" for r in settings.rewards)
         raise InputError(f"the rewards differ from those the run began with; they were {safe(own)}")
     check_sinks(settings.run.sinks)
-    has_checkpoint = any((run_folder / "checkpoints").glob("step-*"))
-    checkpoint = load_latest_checkpoint(run_folder, lambda line: print(f"passed over {safe(line)}")) if has_checkpoint else None
+    checkpoint = None
+    if has_checkpoint(run_folder):
+        checkpoint = load_latest_checkpoint(run_folder, lambda line: print(f"passed over {safe(line)}"))
     beginning = Beginning(settings, allowed_rewards)
     try:
         _check_reward_code(beginning, checkpoint)

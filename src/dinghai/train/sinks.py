@@ -39,7 +39,11 @@ class WandbSink:
 
     def __init__(self, module: str, folder: Path, settings: TrainSettings) -> None:
         self._module = _import(module, module)
-        options: dict[str, Any] = {"project": "dinghai", "name": folder.name, "config": settings.model_dump(mode="json")}
+        options: dict[str, Any] = {
+            "project": "dinghai",
+            "name": folder.name,
+            "config": settings.model_dump(mode="json"),
+        }
         if module == "wandb":
             options |= {"dir": str(folder), "id": folder.name, "resume": "allow"}
         else:
