@@ -280,7 +280,7 @@ def test_every_setting_is_described_and_its_default_is_the_real_one():
         assert default, key
         assert description, f"{key} has no description"
     defaults = {(r.key, r.kind): r.default for r in rows}
-    assert defaults["update.lr", None] == "0.001"
+    assert defaults["update.lr", None] == "0.0004"
     assert defaults["update.max_grad_norm", None] == "1.0"
     assert defaults["task.held_out", "addition"] == "256"
     assert defaults["task.held_out", "jsonl"] == "32"

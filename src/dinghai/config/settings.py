@@ -28,7 +28,7 @@ class RunSettings(Settings):
     name: str | None = Field(None, description="folder under `folder`; by default the task and the first free number")
     folder: str = Field("runs", description="folder that holds the runs")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of everything random in the run")
-    steps: PositiveInt = Field(40, description="training steps; each draws one batch of rollouts")
+    steps: PositiveInt = Field(50, description="training steps; each draws one batch of rollouts")
     sinks: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="where metrics go beside metrics.jsonl; each needs the extra of its name"
     )
@@ -57,7 +57,8 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of weights and activations")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
     threads: PositiveInt | None = Field(
-        None, description="CPU threads; default: one for the built-in model (more only wait for each other), else all"
+        1,
+        description="CPU threads, none: all cores; the small built-in model is fastest on 1, else none is the default",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     lora: LoraSettings = LoraSettings()
@@ -119,8 +120,8 @@ class RewardSettings(Settings):
 class ColdStartSettings(Settings):
     """Supervised learning on the task's demonstrations before reinforcement learning."""
 
-    steps: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="optimiser steps; default: 320 for the built-in model on the built-in task, else 0"
+    steps: Annotated[int, Field(ge=0)] = Field(
+        320, description="optimiser steps; with model.path, or any task but the built-in one, the default is 0"
     )
     batch_size: PositiveInt = Field(64, description="demonstrations a step")
     lr: PositiveFloat = Field(4e-3, description="peak learning rate; linear warm-up over 20 steps, then linear decay")
@@ -131,7 +132,9 @@ class RolloutSettings(Settings):
 
     prompts: PositiveInt = Field(32, description="prompts a step")
     group_size: PositiveInt = Field(8, description="completions of each prompt (G)")
-    max_new_tokens: PositiveInt = Field(32, description="longest completion, in tokens")
+    max_new_tokens: PositiveInt = Field(
+        32, description="longest completion, in tokens; for any task but the built-in one the default is 256"
+    )
     temperature: PositiveFloat = Field(1.0, description="sampling temperature; the ratios are taken at it too")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus sampling; 1 is off")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="keep the k likeliest tokens; 0 is off")
@@ -219,9 +222,11 @@ class UpdateSettings(Settings):
     micro_batch_tokens: PositiveInt = Field(
         16384, description="tokens (with padding) of one forward pass; bounds memory"
     )
-    lr: PositiveFloat = Field(3e-4, description="learning rate; 1e-6 is usual for full fine-tuning of a large model")
+    lr: PositiveFloat = Field(
+        4e-4, description="peak learning rate; with model.path the default is 1e-6, or 1e-5 for LoRA"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="of the learning rate, after warm-up"
+        "linear", description="of the learning rate, after warm-up: linear and cosine end near 0"
     )
     warmup: Annotated[int, Field(ge=0)] = Field(5, description="steps over which the learning rate rises to its peak")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="of AdamW")
@@ -272,6 +277,24 @@ class TrainSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     trace: TraceSettings = TraceSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _fill_in_defaults(self) -> TrainSettings:
+        """Defaults that depend on other settings, where nothing was set; a run's config.json holds what came of it."""
+        builtin_model, builtin_task = self.model.path is None, self.task.kind == "addition"
+
+        def default(table: Settings, key: str, value: float | int | None) -> None:
+            if key not in table.model_fields_set:
+                setattr(table, key, value)
+
+        if not (builtin_model and builtin_task):
+            default(self.cold_start, "steps", 0)
+        if not builtin_task:
+            default(self.rollout, "max_new_tokens", 256)
+        if not builtin_model:
+            default(self.update, "lr", 1e-5 if self.model.lora.rank else 1e-6)
+            default(self.model, "threads", None)
+        return self
 
     @model_validator(mode="after")
     def _settings_agree(self) -> TrainSettings:

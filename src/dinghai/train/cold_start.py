@@ -16,19 +16,12 @@ WARMUP_STEPS = 20
 FINAL_SHARE = 0.05  # of the peak learning rate, at the last step
 
 
-def cold_start_steps(settings: TrainSettings) -> int:
-    """How many steps the cold start takes; by default only the built-in model on the built-in task has one."""
-    if settings.cold_start.steps is not None:
-        return settings.cold_start.steps
-    return 320 if settings.model.path is None and settings.task.kind == "addition" else 0
-
-
 def cold_start(policy: Policy, task: Task, settings: TrainSettings, report: Callable[[int, int, float], None]) -> None:
     """Maximises the log-probability of the demonstrations' completions, token mean over each batch.
 
     report: called with (step, steps, loss in nats a token)
     """
-    steps, batch_size = cold_start_steps(settings), settings.cold_start.batch_size
+    steps, batch_size = settings.cold_start.steps, settings.cold_start.batch_size
     parameters = list(policy.trainable().values())
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.cold_start.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True

@@ -19,8 +19,8 @@ class Learner:
     """Weights, their optimiser, and its peak learning rate.
 
     weights: what the model computes with
-    masters: what the optimiser changes: the same tensors in float32; float32 copies of bfloat16 weights, since a step of
-             1e-6 vanishes in bfloat16's 8 bits
+    masters: what the optimiser changes: in float32 the same tensors; of bfloat16 weights float32 copies, since a step
+             of 1e-6 vanishes in bfloat16's 8 bits
     """
 
     name: str

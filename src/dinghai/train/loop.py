@@ -98,7 +98,7 @@ def advantages_of_groups(run: RunParts, batch: Batch, penalty_N: Tensor | None) 
 def advantages_of_critic(
     run: RunParts, batch: Batch, value_N: Tensor, penalty_N: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """PPO: the reward arrives with the last token; GAE (1506.02438 eq. 16) spreads it. Returns advantage_N, return_N."""
+    """PPO: the reward comes with the last token; GAE (1506.02438 eq. 16) spreads it. Gives advantage_N, return_N."""
     settings = run.settings.advantage
     assert settings.kind == "gae"
     reward_N = torch.zeros_like(value_N) if penalty_N is None else -penalty_N
@@ -116,7 +116,7 @@ def advantages_of_critic(
 def update_on(
     run: RunParts, step: int, index: int, batch: Batch, samples: list[int], targets: Targets, record: StepRecord
 ) -> bool:
-    """One optimiser step on one minibatch. False: the policy has moved past target_kl and the batch is left as it is."""
+    """One optimiser step on one minibatch. False: the policy is past target_kl, and no step is made any more."""
     settings = run.settings
     mask_N = batch.mask_N(samples)
     counts = Normalizer(tokens=int(mask_N.sum()), sequences=int(batch.in_loss_B[samples].sum()))

@@ -16,7 +16,7 @@ from dinghai.errors import InputError
 from dinghai.lens.summary import sentences, summarize
 from dinghai.trace.writer import discard_steps_from
 from dinghai.train.checkpoint import Checkpoint, has_checkpoint, load_latest_checkpoint, save_checkpoint
-from dinghai.train.cold_start import cold_start, cold_start_steps
+from dinghai.train.cold_start import cold_start
 from dinghai.train.evaluate import held_out_accuracy
 from dinghai.train.folder import MetricsFile, choose_folder, create_folder
 from dinghai.train.loop import train_step
@@ -106,7 +106,7 @@ def _begin(folder: Path, beginning: Beginning, metrics_file: MetricsFile, progre
     settings = beginning.settings
     metrics_file.cut(0)
     discard_steps_from(folder / "trace", 0)
-    if cold_start_steps(settings):
+    if settings.cold_start.steps:
         progress.phase("cold start")
         cold_start(beginning.policy, beginning.task, settings, progress.cold_start)
     parts = beginning.parts(folder)
@@ -177,7 +177,7 @@ def _restore(
 def _reference_is_stored(parts: RunParts) -> bool:
     """Whether the reference cannot be had again from model.path: after a cold start, or for the built-in model."""
     settings = parts.settings
-    from_scratch = settings.model.path is None or cold_start_steps(settings) > 0
+    from_scratch = settings.model.path is None or settings.cold_start.steps > 0
     return parts.reference is not None and parts.reference.is_copy and from_scratch
 
 
@@ -193,7 +193,7 @@ def _check_reward_code(beginning: Beginning, checkpoint: Checkpoint | None) -> N
 
 
 def opening_lines(folder: Path, beginning: Beginning) -> list[str]:
-    """What a run is, in a few lines: model, batch, whether epsilon can act, and whether sampling is the policy's own."""
+    """What a run is, in a few lines: model, batch, whether epsilon can act, whether sampling is the policy's own."""
     settings, policy = beginning.settings, beginning.policy
     trained = sum(p.numel() for p in policy.trainable().values())
     name = safe(settings.model.path or "the built-in model")

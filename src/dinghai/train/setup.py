@@ -21,7 +21,6 @@ from dinghai.tasks import build_task
 from dinghai.tasks.base import Task
 from dinghai.tasks.rewards import Rewards, load_rewards
 from dinghai.trace.writer import TraceWriter
-from dinghai.train.cold_start import cold_start_steps
 from dinghai.train.collect import encode_prompts
 from dinghai.train.learner import Learner
 from dinghai.train.run_parts import Reference, RunParts
@@ -45,9 +44,9 @@ class Beginning:
         self.engine: Engine = LocalEngine(self.policy, settings.rollout.batch_size)
         # Refuses prompts that are too long, and tasks without demonstrations, before the first step.
         encode_prompts(self.policy, self.task.held_out, settings.rollout.max_new_tokens)
-        if cold_start_steps(settings) and self.task.demonstration(0) is None:
+        if settings.cold_start.steps and self.task.demonstration(0) is None:
             raise InputError(
-                f"cold_start.steps is {cold_start_steps(settings)}, but the task {self.task.name!r} has no "
+                f"cold_start.steps is {settings.cold_start.steps}, but the task {self.task.name!r} has no "
                 "demonstrations to learn from: set it to 0"
             )
 
@@ -57,7 +56,8 @@ class Beginning:
         seed_everything(settings.run.seed, "parts", 0)
         reference = None
         if settings.objective.kl.beta > 0:
-            is_copy = not policy.has_adapters
+            # Without its adapters a policy is what it was before the cold start, not after it.
+            is_copy = not policy.has_adapters or cold_start_steps(settings) > 0
             reference = Reference(policy.frozen_copy() if is_copy else policy, is_copy)
         learners = [Learner.of("policy", policy.trainable(), settings.update.lr, settings.update)]
         critic = None
@@ -88,13 +88,13 @@ class Beginning:
 
 
 def build_policy_loss(objective: ObjectiveSettings, max_new_tokens: int) -> PolicyLoss:
-    """The policy loss that the settings describe."""
-    in_loss = objective.kl.beta > 0 and objective.kl.where == "loss"
+    """The policy loss that the settings describe. A KL that is taken off the reward is measured, but not added."""
+    in_loss = objective.kl.where == "loss"
     return PolicyLoss(
         objective.rule,
         reduction=objective.reduction,
         ratio=objective.ratio,
-        kl=objective.kl.estimator if in_loss else None,
+        kl=objective.kl.estimator if objective.kl.beta > 0 else None,
         beta=objective.kl.beta if in_loss else 0.0,
         max_length=max_new_tokens if objective.reduction == "seq-mean-token-sum-norm" else None,
         eps_low=objective.eps_low,
@@ -104,11 +104,9 @@ def build_policy_loss(objective: ObjectiveSettings, max_new_tokens: int) -> Poli
 
 
 def set_threads(settings: TrainSettings) -> None:
-    """CPU threads of torch. The built-in model's operations are too small to share: more threads only wait."""
+    """CPU threads of torch; the default for the built-in model is one, since more would only wait for each other."""
     if settings.model.threads is not None:
         torch.set_num_threads(settings.model.threads)
-    elif settings.model.path is None:
-        torch.set_num_threads(1)
 
 
 def seed_everything(seed: int, purpose: str, step: int) -> None:
