@@ -81,7 +81,7 @@ def save_checkpoint(
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     files.fsync_folder(folder)
-    _tidy(place)
+    tidy_checkpoints(folder)
     target = place / f"step-{step:06d}"
     temporary = place / f".{target.name}.tmp-{secrets.token_hex(4)}"
     try:
@@ -182,8 +182,9 @@ def _remove_old(place: Path, newest: Path, step: int, keep: int) -> None:
         _remove(path)
 
 
-def _tidy(place: Path) -> None:
-    """Mends what a save that died left behind: half a checkpoint goes, one that was moved aside returns."""
+def tidy_checkpoints(folder: Path) -> None:
+    """Mends what a save that died left in a run's folder: half a checkpoint goes, one that was moved aside returns."""
+    place = folder / FOLDER
     for path in list(place.iterdir()):
         if _UNFINISHED.fullmatch(path.name):
             _remove(path)

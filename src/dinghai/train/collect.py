@@ -14,6 +14,7 @@ from dinghai.rollout.engine import Completion, Engine, Sampling
 from dinghai.tasks.base import Prompt, Task
 from dinghai.tasks.rewards import Rewards, RewardTable
 from dinghai.train.batch import Batch
+from dinghai.train.finite import require_finite_reward
 from dinghai.train.seeds import derive_seed
 
 
@@ -59,6 +60,8 @@ def collect(
         next_prompt += wanted
         seed = derive_seed(settings.run.seed, f"rollout/{redraw}", step)
         groups = _rollout(policy, engine, rewards, rollout, prompts, seed)
+        for group in groups:
+            require_finite_reward(group.total, group.prompt, step)
         kept += [g for g in groups if g.has_signal or not rollout.dynamic_sampling]
         discarded += sum(not g.has_signal for g in groups) if rollout.dynamic_sampling else 0
         if len(kept) == rollout.prompts:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dinghai.errors import RunFailed
+from dinghai.tasks.base import Prompt
 from dinghai.train.batch import Batch
 
 ADVICE = "the weights are as before this update and the last checkpoint is intact"
+
+
+def require_finite_reward(reward: Sequence[float], prompt: Prompt, step: int) -> None:
+    """Raises RunFailed naming step, prompt and completion if a reward of a prompt's completions is not finite.
+
+    Functions of one's own are held to it where they are called; this is for a task's verifier and for the sum.
+    """
+    for number, value in enumerate(reward):
+        if not math.isfinite(value):
+            raise RunFailed(
+                f"step {step}: the reward is {value} at completion {number} of prompt {prompt.id!r}; {ADVICE}"
+            )
 
 
 def require_finite_tokens(what: str, value_N: Tensor, batch: Batch, chosen: Sequence[int], step: int) -> None:

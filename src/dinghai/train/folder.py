@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import platform
+import secrets
+import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,11 +16,11 @@ from typing import Any
 
 import torch
 
-from dinghai import __version__
+from dinghai import __version__, files
 from dinghai.config.load import CONFIG_FILE, settings_to_json
 from dinghai.config.settings import TrainSettings
 from dinghai.errors import InputError
-from dinghai.files import json_line, write_atomically
+from dinghai.files import json_line
 
 METRICS_FILE = "metrics.jsonl"
 VERSIONS_FILE = "versions.json"
@@ -38,13 +41,21 @@ def choose_folder(settings: TrainSettings) -> Path:
 
 
 def create_folder(folder: Path, settings: TrainSettings) -> None:
-    """Makes the run folder with its configuration in it, in one step: a folder without one is not a run."""
+    """Makes the run folder with its configuration in it, in one step: whoever is killed leaves a run or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise InputError(f"{folder} exists: give the new run another run.name") from None
-    write_atomically(folder / VERSIONS_FILE, json.dumps(versions(), indent=1) + "\n")
-    write_atomically(folder / CONFIG_FILE, settings_to_json(settings))
+        aside.mkdir()
+        files.write_durably(aside / VERSIONS_FILE, json.dumps(versions(), indent=1) + "\n")
+        files.write_durably(aside / CONFIG_FILE, settings_to_json(settings))
+        files.fsync_folder(aside)
+        files.rename(aside, folder)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise InputError(f"{folder} exists: give the new run another run.name") from None
+        raise
+    files.fsync_folder(folder.parent)
 
 
 def versions() -> dict[str, str]:

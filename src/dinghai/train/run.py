@@ -15,7 +15,13 @@ from dinghai.config.settings import RewardSettings, TrainSettings
 from dinghai.errors import InputError
 from dinghai.lens.summary import sentences, summarize
 from dinghai.trace.writer import discard_steps_from
-from dinghai.train.checkpoint import Checkpoint, has_checkpoint, load_latest_checkpoint, save_checkpoint
+from dinghai.train.checkpoint import (
+    Checkpoint,
+    has_checkpoint,
+    load_latest_checkpoint,
+    save_checkpoint,
+    tidy_checkpoints,
+)
 from dinghai.train.cold_start import cold_start
 from dinghai.train.evaluate import held_out_accuracy
 from dinghai.train.folder import MetricsFile, choose_folder, create_folder
@@ -161,6 +167,7 @@ def _restore(
     folder: Path, beginning: Beginning, metrics_file: MetricsFile, checkpoint: Checkpoint
 ) -> tuple[RunParts, int]:
     """The run as it was after the checkpoint's step; what was written later is forgotten."""
+    tidy_checkpoints(folder)
     metrics_file.cut(checkpoint.state["metrics_bytes"])
     discard_steps_from(folder / "trace", checkpoint.step + 1)
     parts = beginning.parts(folder)

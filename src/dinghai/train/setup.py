@@ -57,7 +57,7 @@ class Beginning:
         reference = None
         if settings.objective.kl.beta > 0:
             # Without its adapters a policy is what it was before the cold start, not after it.
-            is_copy = not policy.has_adapters or cold_start_steps(settings) > 0
+            is_copy = not policy.has_adapters or settings.cold_start.steps > 0
             reference = Reference(policy.frozen_copy() if is_copy else policy, is_copy)
         learners = [Learner.of("policy", policy.trainable(), settings.update.lr, settings.update)]
         critic = None
