@@ -38,8 +38,7 @@ def token_log_probs(
     if hidden_NH.shape[0] <= rows:
         return _chunk(hidden_NH, target_N, to_logits, temperature, entropy_gradient)
     pieces = []
-    for start in range(0, hidden_NH.shape[0], rows):
-        hidden_CH, target_C = hidden_NH[start : start + rows], target_N[start : start + rows]
+    for hidden_CH, target_C in zip(hidden_NH.split(rows), target_N.split(rows), strict=True):
         if torch.is_grad_enabled():
             piece = checkpoint(
                 _chunk, hidden_CH, target_C, to_logits, temperature, entropy_gradient, use_reentrant=False

@@ -20,15 +20,17 @@ class Critic(nn.Module):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        if not policy.factored:
+        if policy.backbone is None:
             raise InputError(
-                'advantage.kind = "gae" needs hidden states apart from logits, which this architecture does not '
-                'give; use advantage.kind = "group"'
+                f'advantage.kind = "gae": a {type(policy.model).__name__} gives no hidden states to estimate values '
+                'from; use advantage.kind = "group"'
             )
-        model = policy.model
-        self.backbone = copy.deepcopy(model.get_decoder() if hasattr(model, "get_decoder") else model.base_model)
-        self.backbone.requires_grad_(True)
-        self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=policy.device)
+        self.backbone = copy.deepcopy(policy.backbone)
+        # With adapters it is they that are trained, here as in the policy.
+        if not policy.has_adapters:
+            self.backbone.requires_grad_(True)
+        width = policy.model.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1, device=policy.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self._pad_id, self._device = policy.pad_id, policy.device
@@ -41,5 +43,5 @@ class Critic(nn.Module):
         return self.head(hidden_NH.float())[:, 0]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters by name."""
-        return dict(self.named_parameters())
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}

@@ -73,8 +73,7 @@ def score(
 ) -> tuple[Tensor, Tensor]:
     """logp_N and entropy_N (nats, float32) of the completion tokens, packed sequence after sequence."""
     batch = pad(sequences, policy.pad_id, policy.device)
-    hidden_BSH, _ = policy.hidden(batch.input_ids_BS)
-    hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, batch.predict_N)
+    hidden_NH = policy.hidden(batch.input_ids_BS).flatten(0, 1).index_select(0, batch.predict_N)
     return token_log_probs(
         hidden_NH, policy.to_logits, batch.target_N, policy.vocabulary, temperature, entropy_gradient
     )

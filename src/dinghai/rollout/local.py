@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinghai.errors import InputError
 from dinghai.policy.model import Policy
 from dinghai.rollout.engine import Completion, Sampling
 from dinghai.rollout.sampling import draw, sampler_log_probs
@@ -29,6 +30,7 @@ class LocalEngine:
 
     def __init__(self, policy: Policy, batch_size: int) -> None:
         self._policy, self._batch_size = policy, batch_size
+        self._check_architecture()
 
     def generate(
         self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, seed: int
@@ -69,6 +71,28 @@ class LocalEngine:
         return rows
 
     @torch.inference_mode()
+    def _check_architecture(self) -> None:
+        """Refuses a model whose completions could not be sampled, or would get other log-probs than scoring gives."""
+        policy, kind = self._policy, type(self._policy.model).__name__
+        short, long = ([i % policy.vocabulary for i in ids] for ids in ([5, 6], [1, 2, 3, 4]))
+        _, cache, padding = self._prefill([short[:-1], long[:-1]])
+        if not hasattr(cache, "reorder_cache"):
+            raise InputError(
+                f"model.path: a {kind} keeps no cache that the completions of a prompt could share, so it cannot be "
+                "sampled from here: name another model"
+            )
+        last = torch.tensor([short[-1:], long[-1:]], device=policy.device)
+        decoded_RV, _ = policy.decode(last, cache, **padding.inputs(0))
+        tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.5
+        for logits_V, ids in zip(decoded_RV, (short, long), strict=True):
+            read_V = policy.to_logits(policy.hidden(torch.tensor([ids], device=policy.device))[0, -1:])[0]
+            if not torch.allclose(logits_V, read_V, rtol=tolerance, atol=tolerance, equal_nan=True):
+                raise InputError(
+                    f"model.path: a {kind} computes other logits token by token than for the whole text, so its "
+                    "samples could not be told from a changed policy: name another model"
+                )
+
+    @torch.inference_mode()
     def _decode(
         self,
         prompts: Sequence[list[int]],
@@ -107,10 +131,7 @@ class LocalEngine:
                 kept = alive_R.nonzero()[:, 0]
                 cache.reorder_cache(kept)
                 row_R, token_R, alive_R, padding = row_R[kept], token_R[kept], alive_R[kept], padding.repeat_rows(kept)
-            hidden_R1H, cache = policy.hidden(
-                token_R[:, None], past_key_values=cache, use_cache=True, **padding.inputs(step)
-            )
-            logits_RV = policy.to_logits(hidden_R1H[:, 0])
+            logits_RV, cache = policy.decode(token_R[:, None], cache, **padding.inputs(step))
         end_ids = policy.end_ids
         return [
             Completion(t, torch.tensor(p, dtype=torch.float32).numpy(), bool(t) and t[-1] in end_ids)
@@ -123,8 +144,8 @@ class LocalEngine:
         width = max(map(len, prompts))
         padding = _Padding(torch.tensor([width - len(p) for p in prompts], device=policy.device), width)
         ids = torch.tensor([[policy.pad_id] * (width - len(p)) + p for p in prompts], device=policy.device)
-        hidden_PSH, cache = policy.hidden(ids, use_cache=True, **padding.inputs(None))
-        return policy.to_logits(hidden_PSH[:, -1]), cache, padding
+        logits_PV, cache = policy.decode(ids, None, **padding.inputs(None))
+        return logits_PV, cache, padding
 
 
 class _Padding:

@@ -34,7 +34,7 @@ def draw(logp_RV: Tensor, uniform_R: Tensor) -> Tensor:
     cumulative_RV = logp_RV.double().exp().cumsum(-1)
     threshold_R1 = uniform_R.double()[:, None] * cumulative_RV[:, -1:]
     token_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
-    # Rounding can land one past the end, or (for a threshold of 0) on a token of zero probability: take the last, or
-    # the first, token that has any.
+    # Rounding can lift a threshold to the total mass, where the search passes the end: that is the last token that has
+    # any. A token of zero probability is never found: what is before it does not lie beneath a threshold it lies above.
     last_R = (cumulative_RV < cumulative_RV[:, -1:]).sum(-1)
     return torch.minimum(token_R, last_R)
