@@ -10,12 +10,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_runs import STEPS, VARIANTS, as_killed_after, differences, left_behind, metrics_of, resume_tiny, run_tiny
+from tiny_runs import (
+    QUIET,
+    STEPS,
+    VARIANTS,
+    as_killed_after,
+    differences,
+    left_behind,
+    metrics_of,
+    resume_tiny,
+    run_tiny,
+)
 
 from dinghai.errors import RunFailed
 
-# peft says so of the built-in model's layers; it is what it should do.
-pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+pytestmark = QUIET
 
 
 def test_resumed_from_every_step(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import safetensors.torch
 from torch import Tensor
 
@@ -18,6 +19,12 @@ from dinghai.config.settings import TrainSettings
 from dinghai.train.run import resume, train
 
 STEPS = 4
+
+# Said by peft and transformers of their own calls; marks for tests that train adapters or recompute activations.
+QUIET = [
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
+]
 
 REWARD = """
 def spread(completions, **others):

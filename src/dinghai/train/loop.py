@@ -80,6 +80,7 @@ def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequenc
             advantage_N = advantage_B.float()[torch.from_numpy(batch.sample_N(range(batch.samples)))]
             return Targets(logp_old_N, advantage_N, logp_ref_N)
         value_N = values_of_batch(run, batch, minibatches)
+        require_finite_tokens("the critic's value", value_N, batch, range(batch.samples), step)
         advantage_N, return_N = advantages_of_critic(run, batch, value_N, penalty_N)
         require_finite_tokens("the advantage", advantage_N, batch, range(batch.samples), step)
         return Targets(logp_old_N, advantage_N, logp_ref_N, value_N, return_N)
@@ -124,7 +125,7 @@ def update_on(
         policy_loss = policy_loss_of(run, step, batch, chosen, targets, counts, record)
         policy_loss.backward()
         if run.critic is not None:
-            value_loss_of(run, batch, chosen, targets, counts, record).backward()
+            value_loss_of(run, step, batch, chosen, targets, counts, record).backward()
 
     moved_too_far = record.kl_of_update() > 1.5 * (settings.update.target_kl or float("inf"))
     policy_waits = settings.advantage.kind == "gae" and step <= settings.advantage.critic_warmup
@@ -177,7 +178,13 @@ def policy_loss_of(
 
 
 def value_loss_of(
-    run: RunParts, batch: Batch, chosen: list[int], targets: Targets, counts: Normalizer, record: StepRecord
+    run: RunParts,
+    step: int,
+    batch: Batch,
+    chosen: list[int],
+    targets: Targets,
+    counts: Normalizer,
+    record: StepRecord,
 ) -> Tensor:
     """The critic's part of the minibatch loss that the chosen samples contribute."""
     settings = run.settings.advantage
@@ -187,6 +194,7 @@ def value_loss_of(
     assert targets.return_N is not None
     here = batch.token_index(chosen)
     value_N = run.critic.values([batch.sequences[i] for i in chosen])
+    require_finite_tokens("the critic's value", value_N, batch, chosen, step)
     out = value_loss(
         value=value_N,
         value_old=targets.value_old_N[here].to(value_N.device),
