@@ -1,7 +1,7 @@
 """Every setting of a run, typed, with its unit, default and usual range. Imports no torch, so `--help` is instant.
 
 A TOML file has the same tables and keys as these classes; `--table.key value` on the command line overrides it.
-Unknown keys are refused. Nothing here is read by nobody: `tests/test_settings_are_read.py` proves it.
+Unknown keys are refused. Nothing here is read by nobody: `tests/train/test_settings_are_read.py` proves it.
 """
 
 from __future__ import annotations
