@@ -24,6 +24,7 @@ from dinghai.tasks.rewards import Rewards
 from dinghai.trace.reader import TraceReader
 from dinghai.train import loop, run
 from dinghai.train.checkpoint import load_latest_checkpoint
+from dinghai.train.finite import require_finite_tokens
 from dinghai.train.learner import Learner
 from dinghai.train.run_parts import RunParts
 
@@ -215,8 +216,6 @@ def test_a_ratio_that_overflows_is_named_by_its_token(tmp_path: Path, monkeypatc
 
 def test_the_token_that_is_named_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by the place of its log-prob, whatever the order of samples and micro-batches."""
-    from dinghai.train.finite import require_finite_tokens
-
     seen: list[Any] = []
     monkeypatch.setattr(
         run, "train_step", lambda parts, step, at: seen.append(parts) or loop.train_step(parts, step, at)
