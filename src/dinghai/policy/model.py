@@ -278,7 +278,10 @@ def _add_adapters(model: Any, lora: LoraSettings, seed: int) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             return get_peft_model(model, config)
     except ValueError as error:
-        raise InputError(f"model.lora.targets {lora.targets}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if lora.targets:
+            raise InputError(f"model.lora.targets {lora.targets}: {reason}") from error
+        raise InputError(f"model.lora: {reason}\nname the layers to adapt in model.lora.targets") from error
 
 
 def check_context(policy: Policy, prompt_ids: list[int], prompt_id: str, max_new_tokens: int) -> None:
