@@ -108,3 +108,14 @@ def test_a_damaged_only_checkpoint_is_said_and_nothing_is_changed(tmp_path: Path
     with pytest.raises(RunFailed, match=r"policy\.safetensors is missing"):
         resume_tiny(run)
     assert differences(left_behind(run), before) == []
+
+
+def test_a_run_whose_metrics_were_lost_still_learns_the_same(tmp_path: Path) -> None:
+    """They are a record: without them the report is shorter, and no line of it is damaged."""
+    undisturbed = run_tiny(tmp_path, "undisturbed")
+    stopped = as_killed_after(undisturbed, 2, tmp_path / "stopped")
+    kept = (stopped / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)[:2]
+    (stopped / "metrics.jsonl").write_text("".join(kept), "utf-8")
+    resume_tiny(stopped)
+    assert differences(left_behind(stopped), left_behind(undisturbed)) == ["metrics"]
+    assert [line["step"] for line in metrics_of(stopped)] == [0, 1, 3, 4]

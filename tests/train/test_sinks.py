@@ -32,7 +32,7 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(tmp_path: Path) -> None:
     run = run_tiny(tmp_path, "run", TENSORBOARD)
     shown = scalars(run)
     for line in metrics_of(run)[1:]:
-        numbers = {k: v for k, v in line.items() if k not in ("step", "by_update")}
+        numbers = {k: float(v) for k, v in line.items() if k not in ("step", "by_update")}
         assert {k: shown[k][line["step"]] for k in numbers} == pytest.approx(numbers, rel=1e-6)
         for update in line["by_update"]:
             tag = f"update_{update['update']}/stopped_fraction"

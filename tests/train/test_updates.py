@@ -16,6 +16,8 @@ from tiny_runs import QUIET, metrics_of, reward_file, run_tiny, tiny
 
 from dinghai.config.settings import UpdateSettings
 from dinghai.trace.reader import TraceReader
+from dinghai.train import loop
+from dinghai.train.batch import Batch
 from dinghai.train.learner import Learner
 from dinghai.train.optim import learning_rate
 
@@ -173,20 +175,51 @@ def test_the_reference_is_what_reinforcement_learning_started_from(tmp_path: Pat
     assert lines[-1]["kl_ref_k3"] > 0.0
 
 
-@pytest.mark.parametrize("where", ["loss", "reward"])
-def test_a_large_beta_keeps_the_policy_near_the_reference(tmp_path: Path, where: str) -> None:
-    far, near = (
-        metrics_of(
-            run_tiny(
-                tmp_path,
-                f"beta-{beta}",
-                {"objective": {"kl": {"beta": beta, "where": where}}, "advantage": {"kind": "group", "scale": "none"}},
-                {"run": {"steps": 12}, "update": {"max_grad_norm": None}},
-            )
-        )[-1]["kl_ref_k3"]
+def test_a_large_beta_keeps_the_policy_near_the_reference(tmp_path: Path) -> None:
+    free, held = (
+        metrics_of(run_tiny(tmp_path, f"beta-{beta}", {"objective": {"kl": {"beta": beta}}, "run": {"steps": 12}}))
         for beta in (1e-9, 3.0)
     )
-    assert near < 0.5 * far
+    assert held[-1]["kl_ref_k3"] < 0.5 * free[-1]["kl_ref_k3"]
+
+
+@pytest.mark.parametrize("kind", ["group", "gae"])
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_the_kl_is_taken_off_the_reward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, estimator: str
+) -> None:
+    """By hand: k1 = d and k3 = exp(-d) - 1 + d with d = log pi_old - log pi_ref, per token, times beta."""
+    seen: list[tuple[Batch, loop.Targets]] = []
+    real = loop.prepare_targets
+
+    def prepare_targets(run: Any, step: int, batch: Batch, minibatches: Any) -> loop.Targets:
+        seen.append((batch, real(run, step, batch, minibatches)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(loop, "prepare_targets", prepare_targets)
+    advantage = {"group": {"scale": "none"}, "gae": {"lam": 1.0, "whiten": False, "critic_warmup": 0}}[kind]
+    beta = 0.5
+    kl = {"beta": beta, "where": "reward", "estimator": estimator}
+    run_tiny(tmp_path, "run", {"objective": {"kl": kl}, "advantage": {"kind": kind, **advantage}})
+    batch, targets = seen[-1]
+    assert targets.logp_ref_N is not None
+    difference_N = (targets.logp_old_N - targets.logp_ref_N).double()
+    assert difference_N.abs().max() > 0.01
+    penalty_N = beta * (difference_N if estimator == "k1" else (-difference_N).exp() - 1 + difference_N)
+    pieces = penalty_N.split(batch.length_B.tolist())
+    if kind == "group":
+        rewards = [float(reward - piece.sum()) for reward, piece in zip(batch.reward_B, pieces, strict=True)]
+        means = [sum(rewards[g * 4 : g * 4 + 4]) / 4 for g in range(3)]
+        expected = [reward - means[i // 4] for i, reward in enumerate(rewards) for _ in range(batch.length_B[i])]
+        assert targets.advantage_N.tolist() == pytest.approx(expected, abs=1e-5)
+    else:
+        assert targets.return_N is not None
+        expected = [
+            float(reward - piece[t:].sum())
+            for reward, piece in zip(batch.reward_B, pieces, strict=True)
+            for t in range(len(piece))
+        ]
+        assert targets.return_N.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_critic_warms_up_alone(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Usage: python train_and_kill.py FOLDER MOMENTS SEED; prints one JSON list with a
 
 A moment is either a time, or the n-th call of those in CALLS, before or after it: a write, a wait or a rename of
 `dinghai.files`, a step of the cold start, the rename of the final model. One parent has imported everything and never
-trains: each child begins where it is.
+trains: each child begins where it is. Some are killed a second time while they resume.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ CHANGES = {"run": {"steps": 4}, "checkpoint": {"every": 2, "keep": 2}, "rollout"
 
 def in_child(work: Callable[[], None]) -> int:
     """The wait status of a child that did `work`."""
+    return os.waitpid(start_child(work), 0)[1]
+
+
+def start_child(work: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -47,7 +51,7 @@ def in_child(work: Callable[[], None]) -> int:
                 traceback.print_exc()
                 os._exit(1)
         os._exit(0)
-    return os.waitpid(child, 0)[1]
+    return child
 
 
 def train_here(folder: Path, name: str) -> None:
@@ -106,25 +110,28 @@ def killed_at(folder: Path, name: str, moment: tuple[str, Any]) -> bool:
     """Trains in a child that dies at the moment; whether it did die of it."""
     kind, value = moment
     if kind == "time":
-        child = os.fork()
-        if child == 0:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            train_here(folder, name)
-            os._exit(0)
-        time.sleep(value)
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-    else:
+        return killed_by_clock(functools.partial(train_here, folder, name), value)
 
-        def die(number: int, when: str) -> None:
-            if [number, when] == value:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def die(number: int, when: str) -> None:
+        if [number, when] == value:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        def work() -> None:
-            Watch(die)
-            train_here(folder, name)
+    def work() -> None:
+        Watch(die)
+        train_here(folder, name)
 
-        status = in_child(work)
+    return was_killed(in_child(work))
+
+
+def killed_by_clock(work: Callable[[], None], seconds: float) -> bool:
+    """Kills a child that does `work` after some seconds; whether it was still at it."""
+    child = start_child(work)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return was_killed(os.waitpid(child, 0)[1])
+
+
+def was_killed(status: int) -> bool:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
@@ -166,6 +173,8 @@ def main(folder: Path, count: int, seed: int) -> None:
         checkpoints = sorted(p.name for p in place.glob("checkpoints/*"))
         # One that was killed before it had a folder is begun again.
         again = functools.partial(resume_tiny, place) if is_run else functools.partial(train_here, folder, name)
+        if n % 5 == 2 and is_run:
+            killed_by_clock(again, random.uniform(0.02, seconds))
         resumed = in_child(again) == 0
         left = left_behind(place) if resumed else {}
         found.append(

@@ -90,6 +90,6 @@ class MetricsFile:
         return self._path.stat().st_size
 
     def cut(self, size: int) -> None:
-        """Forgets everything behind the first `size` bytes."""
+        """Forgets everything behind the first `size` bytes; a file that has lost lines stays as short as it is."""
         if self._path.exists():
-            os.truncate(self._path, size)
+            os.truncate(self._path, min(size, self._path.stat().st_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -90,15 +91,14 @@ def _run(folder: Path, beginning: Beginning, checkpoint: Checkpoint | None) -> N
             parts, next_prompt = _restore(folder, beginning, metrics_file, checkpoint)
             done = checkpoint.step
             print(f"resumed after step {done}")
-        sinks = Sinks(settings, folder, done + 1)
-        for step in range(done + 1, settings.run.steps + 1):
-            metrics, next_prompt = _step(parts, step, next_prompt)
-            metrics_file.append(metrics)
-            sinks.log(metrics)
-            progress.step(metrics)
-            if step % settings.checkpoint.every == 0 or step == settings.run.steps:
-                _save(folder, parts, beginning, metrics_file, step, next_prompt)
-        sinks.close()
+        with contextlib.closing(Sinks(settings, folder, done + 1)) as sinks:
+            for step in range(done + 1, settings.run.steps + 1):
+                metrics, next_prompt = _step(parts, step, next_prompt)
+                metrics_file.append(metrics)
+                sinks.log(metrics)
+                progress.step(metrics)
+                if step % settings.checkpoint.every == 0 or step == settings.run.steps:
+                    _save(folder, parts, beginning, metrics_file, step, next_prompt)
         progress.phase("writing the model and the report")
         parts.policy.save(folder / "model")
     write_report(folder)

@@ -26,6 +26,10 @@ from dinghai.train.learner import Learner
 from dinghai.train.run_parts import Reference, RunParts
 from dinghai.train.seeds import derive_seed
 
+# How many training prompts are looked at before anything is written: enough for most files, and done in a moment. A
+# longer one further on stops the run when it is drawn.
+CHECKED_PROMPTS = 2048
+
 
 class Beginning:
     """What a run has before its cold start: task, rewards, policy and engine."""
@@ -43,7 +47,9 @@ class Beginning:
         self.policy: Policy = load_policy(settings.model, derive_seed(settings.run.seed, "model"))
         self.engine: Engine = LocalEngine(self.policy, settings.rollout.batch_size)
         # Refuses prompts that are too long, and tasks without demonstrations, before the first step.
-        encode_prompts(self.policy, self.task.held_out, settings.rollout.max_new_tokens)
+        drawn = min(settings.run.steps * settings.rollout.prompts, CHECKED_PROMPTS)
+        prompts = [*self.task.held_out, *map(self.task.train_prompt, range(drawn))]
+        encode_prompts(self.policy, prompts, settings.rollout.max_new_tokens)
         if settings.cold_start.steps and self.task.demonstration(0) is None:
             raise InputError(
                 f"cold_start.steps is {settings.cold_start.steps}, but the task {self.task.name!r} has no "
