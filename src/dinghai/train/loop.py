@@ -12,15 +12,15 @@ Shapes: B samples, N tokens (of the batch, or of a micro-batch where a function 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from dinghai.objective import KL_ESTIMATORS, Normalizer, gae, group_advantage, value_loss, whiten
 from dinghai.policy.model import Policy
-from dinghai.policy.scoring import micro_batches, score
+from dinghai.policy.scoring import TokenSequence, micro_batches, score
 from dinghai.train.batch import Batch, minibatch_schedule
 from dinghai.train.collect import collect
 from dinghai.train.finite import require_finite, require_finite_samples, require_finite_tokens
@@ -38,6 +38,11 @@ class Targets:
     logp_ref_N: Tensor | None = None  # the reference policy's, where there is one
     value_old_N: Tensor | None = None  # the critic's, where there is one
     return_N: Tensor | None = None
+
+    def at(self, here: Tensor, device: torch.device) -> Targets:
+        """Those of a micro-batch's tokens, on its device."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Targets(**{name: x if x is None else x[here].to(device) for name, x in columns.items()})
 
 
 def train_step(run: RunParts, step: int, next_prompt: int) -> tuple[StepRecord, int]:
@@ -65,13 +70,18 @@ def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequenc
 
     The log-probs are computed in the micro-batches of the first epoch, so the first update sees a ratio of exactly 1.
     """
+
+    def log_probs(policy: Policy) -> Tensor:
+        temperature = run.settings.rollout.temperature
+        return for_each_token(run, batch, minibatches, lambda sequences: score(policy, sequences, temperature)[0])
+
     with torch.no_grad():
-        logp_old_N = score_batch(run, batch, minibatches)
+        logp_old_N = log_probs(run.policy)
         require_finite_tokens("logp_old", logp_old_N, batch, range(batch.samples), step)
         logp_ref_N = None
         if run.reference is not None:
             with run.reference.weights():
-                logp_ref_N = score_batch(run, batch, minibatches, run.reference.policy)
+                logp_ref_N = log_probs(run.reference.policy)
             require_finite_tokens("logp_ref", logp_ref_N, batch, range(batch.samples), step)
         penalty_N = kl_in_reward(run, logp_old_N, logp_ref_N)
         if run.critic is None:
@@ -79,7 +89,7 @@ def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequenc
             require_finite_samples("the advantage", advantage_B, batch, step)
             advantage_N = advantage_B.float()[torch.from_numpy(batch.sample_N(range(batch.samples)))]
             return Targets(logp_old_N, advantage_N, logp_ref_N)
-        value_N = values_of_batch(run, batch, minibatches)
+        value_N = for_each_token(run, batch, minibatches, run.critic.values)
         require_finite_tokens("the critic's value", value_N, batch, range(batch.samples), step)
         advantage_N, return_N = advantages_of_critic(run, batch, value_N, penalty_N)
         require_finite_tokens("the advantage", advantage_N, batch, range(batch.samples), step)
@@ -152,26 +162,22 @@ def policy_loss_of(
 ) -> Tensor:
     """The policy's part of the minibatch loss that the chosen samples contribute; the parts add up exactly."""
     objective, temperature = run.settings.objective, run.settings.rollout.temperature
-    here = batch.token_index(chosen)
-    logp_new_N, entropy_N = score(
-        run.policy,
-        [batch.sequences[i] for i in chosen],
-        temperature,
-        entropy_gradient=objective.entropy_bonus > 0,
-    )
+    sequences = [batch.sequences[i] for i in chosen]
+    logp_new_N, entropy_N = score(run.policy, sequences, temperature, entropy_gradient=objective.entropy_bonus > 0)
     require_finite_tokens("logp_new", logp_new_N, batch, chosen, step)
-    mask_N = batch.mask_N(chosen).to(logp_new_N.device)
+    device = logp_new_N.device
+    before, mask_N = targets.at(batch.token_index(chosen), device), batch.mask_N(chosen).to(device)
     out = run.policy_loss(
         logp_new=logp_new_N,
-        logp_old=targets.logp_old_N[here].to(logp_new_N.device),
-        advantage=targets.advantage_N[here].to(logp_new_N.device),
+        logp_old=before.logp_old_N,
+        advantage=before.advantage_N,
         mask=mask_N,
-        cu_seqlens=batch.cu_seqlens(chosen).to(logp_new_N.device),
-        logp_ref=None if targets.logp_ref_N is None else targets.logp_ref_N[here].to(logp_new_N.device),
+        cu_seqlens=batch.cu_seqlens(chosen).to(device),
+        logp_ref=before.logp_ref_N,
         normalizer=counts,
     )
     require_finite_tokens("the gradient weight", out.decision.weight, batch, chosen, step)
-    record.policy_tokens(chosen, logp_new_N, targets.logp_old_N[here], entropy_N, out)
+    record.policy_tokens(chosen, logp_new_N, before.logp_old_N, entropy_N, out)
     if objective.entropy_bonus == 0:
         return out.loss
     return out.loss - objective.entropy_bonus * (entropy_N * mask_N).sum() / max(1, counts.tokens)
@@ -190,15 +196,14 @@ def value_loss_of(
     settings = run.settings.advantage
     assert settings.kind == "gae"
     assert run.critic is not None
-    assert targets.value_old_N is not None
-    assert targets.return_N is not None
-    here = batch.token_index(chosen)
     value_N = run.critic.values([batch.sequences[i] for i in chosen])
     require_finite_tokens("the critic's value", value_N, batch, chosen, step)
+    before = targets.at(batch.token_index(chosen), value_N.device)
+    assert before.return_N is not None
     out = value_loss(
         value=value_N,
-        value_old=targets.value_old_N[here].to(value_N.device),
-        returns=targets.return_N[here].to(value_N.device),
+        value_old=before.value_old_N,
+        returns=before.return_N,
         mask=batch.mask_N(chosen).to(value_N.device),
         cu_seqlens=batch.cu_seqlens(chosen).to(value_N.device),
         clip=settings.value_clip,
@@ -208,27 +213,15 @@ def value_loss_of(
     return out.loss
 
 
-def score_batch(
-    run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]], policy: Policy | None = None
+def for_each_token(
+    run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]], compute: Callable[[list[TokenSequence]], Tensor]
 ) -> Tensor:
-    """logp_N of all tokens of the batch, on the CPU, in the same micro-batches as the updates will use."""
-    logp_N = torch.empty(batch.tokens)
+    """One number for each token of the batch, [N] on the CPU, in the same micro-batches as the updates will use."""
+    x_N = torch.empty(batch.tokens)
     for samples in minibatches:
         for chosen in micro_batches(batch.sequences, samples, run.settings.update.micro_batch_tokens):
-            sequences = [batch.sequences[i] for i in chosen]
-            logp, _ = score(policy or run.policy, sequences, run.settings.rollout.temperature)
-            logp_N[batch.token_index(chosen)] = logp.cpu()
-    return logp_N
-
-
-def values_of_batch(run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]]) -> Tensor:
-    """value_N of all tokens of the batch, on the CPU."""
-    assert run.critic is not None
-    value_N = torch.empty(batch.tokens)
-    for samples in minibatches:
-        for chosen in micro_batches(batch.sequences, samples, run.settings.update.micro_batch_tokens):
-            value_N[batch.token_index(chosen)] = run.critic.values([batch.sequences[i] for i in chosen]).cpu()
-    return value_N
+            x_N[batch.token_index(chosen)] = compute([batch.sequences[i] for i in chosen]).cpu()
+    return x_N
 
 
 def kl_in_reward(run: RunParts, logp_old_N: Tensor, logp_ref_N: Tensor | None) -> Tensor | None:
