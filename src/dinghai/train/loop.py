@@ -13,7 +13,7 @@ Shapes: B samples, N tokens (of the batch, or of a micro-batch where a function 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Targets:
     def at(self, here: Tensor, device: torch.device) -> Targets:
         """Those of a micro-batch's tokens, on its device."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Targets(**{name: x if x is None else x[here].to(device) for name, x in columns.items()})
+        return replace(self, **{name: x[here].to(device) for name, x in columns.items() if x is not None})
 
 
 def train_step(run: RunParts, step: int, next_prompt: int) -> tuple[StepRecord, int]:
