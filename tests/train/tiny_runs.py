@@ -142,6 +142,7 @@ def left_behind(run: Path) -> dict[str, Any]:
         for path in sorted(checkpoint.glob("*.safetensors")):
             found[f"{checkpoint.name}/{path.name}"] = path.read_bytes()
         state = json.loads((checkpoint / "state.json").read_text("utf-8"))
+        state["reward_code"] = list(state["reward_code"].values())  # its keys are paths
         found[f"{checkpoint.name}/state"] = {k: v for k, v in state.items() if k != "metrics_bytes"}
     return found
 
