@@ -72,7 +72,7 @@ def test_the_sentences(tmp_path: Path) -> None:
     assert learned == "Held-out accuracy rose from 41.0% to 87.0% over 2 steps (reward from 0.25 to 0.75)."
     assert clipped == (
         "The clip stopped 4.0% of the tokens that had a signal and with them 3.5% of the gradient; "
-        "64% of that was overshoot (good tokens already pushed far enough)."
+        "64% of that in the region overshoot (good tokens already pushed far enough)."
     )
     assert caution.startswith("50% of the groups had no signal")
     assert report == f"The report is {tmp_path / 'report.html'}."

@@ -208,7 +208,7 @@ def _clipped(summary: RunSummary) -> str:
     most = summary.removed_most
     if most is not None:
         of_removed = summary.removed_by_region[most] / sum(summary.removed_by_region.values())
-        sentence += f"; {of_removed:.0%} of that was {most} ({REGION_MEANING[most]})"
+        sentence += f"; {of_removed:.0%} of that in the region {most} ({REGION_MEANING[most]})"
     return sentence + "."
 
 

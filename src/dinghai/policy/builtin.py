@@ -35,6 +35,7 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, see
         n_head=settings.heads,
         n_inner=2 * settings.hidden_size,
         n_positions=settings.context,
+        activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's, in one operation
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

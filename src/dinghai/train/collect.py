@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,11 +39,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Collected:
-    """A batch, where the next prompt is, and how many groups were thrown away."""
+    """A batch, where the next prompt is, how many groups were thrown away, and how long it took."""
 
     batch: Batch
     next_prompt: int
     discarded_groups: int
+    seconds: float
 
 
 def collect(
@@ -51,6 +53,7 @@ def collect(
     """One step's batch. With dynamic sampling (DAPO, 2503.14476 sec. 3.2) groups whose rewards all agree are replaced
     by newly drawn ones, for at most `max_redraws` rounds; if none is left, the last ones drawn are used as they are.
     """
+    begun = time.perf_counter()
     rollout = settings.rollout
     kept: list[Group] = []
     discarded = 0
@@ -66,7 +69,7 @@ def collect(
         discarded += sum(not g.has_signal for g in groups) if rollout.dynamic_sampling else 0
         if len(kept) == rollout.prompts:
             break
-    return Collected(_to_batch(kept or groups, rewards, rollout), next_prompt, discarded)
+    return Collected(_to_batch(kept or groups, rewards, rollout), next_prompt, discarded, time.perf_counter() - begun)
 
 
 def encode_prompts(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:

@@ -13,18 +13,20 @@ from torch import Tensor
 from dinghai.objective import PolicyLossOutput, Stats, ValueLossOutput, ValueStats
 from dinghai.trace.writer import Samples, TraceWriter
 from dinghai.train.batch import Batch
+from dinghai.train.collect import Collected
 
 
 class StepRecord:
     """Sums of a step, by update index and in all; the trace is written through it."""
 
-    def __init__(self, step: int, batch: Batch, discarded_groups: int, trace: TraceWriter | None) -> None:
-        self.step, self.batch, self.discarded_groups = step, batch, discarded_groups
+    def __init__(self, step: int, collected: Collected, trace: TraceWriter | None) -> None:
+        self.step, self.batch = step, collected.batch
+        self.discarded_groups, self.rollout_seconds = collected.discarded_groups, collected.seconds
         self.left_early = False
         self.updates: list[_Update] = []
         self._trace = trace
         if trace is not None:
-            trace.begin_step(step, _trace_samples(batch))
+            trace.begin_step(step, _trace_samples(self.batch))
 
     def begin_update(self, index: int, epoch: int, minibatch: int) -> None:
         """Closes the update before and opens the next."""
@@ -88,6 +90,7 @@ class StepRecord:
         metrics |= self._learner_metrics()
         metrics["updates"] = len(self.updates)
         metrics["left_early"] = self.left_early
+        metrics["seconds/rollout"] = round(self.rollout_seconds, 4)
         metrics["by_update"] = [u.metrics() for u in self.updates]
         return metrics
 

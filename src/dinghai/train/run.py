@@ -135,6 +135,7 @@ def _step(parts: RunParts, step: int, next_prompt: int) -> tuple[dict[str, Any],
     trained = time.perf_counter()
     if step % settings.evaluation.every == 0 or step == settings.run.steps:
         metrics["held_out/accuracy"] = held_out_accuracy(parts.policy, parts.engine, parts.task, settings)
+    metrics["seconds/update"] = round(trained - begun - metrics["seconds/rollout"], 4)
     metrics["seconds/step"] = round(trained - begun, 4)
     metrics["seconds/evaluation"] = round(time.perf_counter() - trained, 4)
     return metrics, next_prompt
