@@ -28,7 +28,7 @@ class RunSettings(Settings):
     name: str | None = Field(None, description="folder under `folder`; by default the task and the first free number")
     folder: str = Field("runs", description="folder that holds the runs")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of everything random in the run")
-    steps: PositiveInt = Field(50, description="training steps; each draws one batch of rollouts")
+    steps: PositiveInt = Field(40, description="training steps; each draws one batch of rollouts")
     sinks: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="where metrics go beside metrics.jsonl; each needs the extra of its name"
     )
