@@ -204,7 +204,9 @@ class GaeAdvantageSettings(Settings):
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="discount a token")
     lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="lambda of GAE (usual 0.95-1)")
     whiten: bool = Field(True, description="normalise advantages over the batch")
-    critic_lr: PositiveFloat = Field(2e-3, description="learning rate of the critic")
+    critic_lr: PositiveFloat = Field(
+        2e-3, description="learning rate of the critic; with model.path the default is 1e-5"
+    )
     value_clip: PositiveFloat | None = Field(0.2, description="half-width of the value clip; none: off")
     critic_warmup: Annotated[int, Field(ge=0)] = Field(2, description="steps that train the critic alone")
 
@@ -294,6 +296,8 @@ class TrainSettings(Settings):
         if not builtin_model:
             default(self.update, "lr", 1e-5 if self.model.lora.rank else 1e-6)
             default(self.model, "threads", None)
+            if self.advantage.kind == "gae":
+                default(self.advantage, "critic_lr", 1e-5)
         return self
 
     @model_validator(mode="after")

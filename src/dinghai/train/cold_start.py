@@ -55,8 +55,9 @@ def _demonstrations(policy: Policy, task: Task, indices: range) -> list[TokenSeq
         raise InputError(f"cold_start.steps: the task {task.name!r} has no demonstrations to learn from; set it to 0")
     prompts = policy.prompt_ids([prompt.text for prompt, _ in examples])
     completions = policy.tokenizer([completion for _, completion in examples], add_special_tokens=False)["input_ids"]
+    end = sorted(policy.end_ids)[:1]  # a model without an end token learns none
     sequences = []
     for (prompt, _), prompt_ids, completion_ids in zip(examples, prompts, completions, strict=True):
-        sequences.append(TokenSequence(prompt_ids, [*completion_ids, policy.tokenizer.eos_token_id]))
-        check_context(policy, prompt_ids, prompt.id, len(completion_ids) + 1)
+        sequences.append(TokenSequence(prompt_ids, [*completion_ids, *end]))
+        check_context(policy, prompt_ids, prompt.id, len(completion_ids) + len(end))
     return sequences

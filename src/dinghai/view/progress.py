@@ -24,8 +24,8 @@ PLAIN_SECONDS = 30.0  # but a slow run is not silent for longer than this
 _COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
     ("reward", "reward/mean", lambda value: f"{value:.3f}"),
     ("held-out", "held_out/accuracy", lambda value: f"{value:.1%}"),
-    ("stopped", "clip/stopped_fraction", lambda value: f"{value:.1%}"),
-    ("KL", "clip/kl_old_new_k3", lambda value: f"{value:.4f}"),
+    ("stopped", "clip/stopped_fraction", lambda value: "<0.1%" if 0 < value < 5e-4 else f"{value:.1%}"),
+    ("KL", "clip/kl_old_new_k3", lambda value: f"{value:.2g}"),
     ("entropy", "entropy", lambda value: f"{value:.3f}"),
 ]
 
