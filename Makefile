@@ -17,16 +17,16 @@ check: env-test lint types
 	$(RUN) pytest
 
 lint:
-	$(RUN) ruff check src tests benchmarks
-	$(RUN) ruff format --check src tests benchmarks
+	$(RUN) ruff check src tests benchmarks examples
+	$(RUN) ruff format --check src tests benchmarks examples
 
 types:
 	$(RUN) mypy
 
 # The long proofs; their results stand in BENCHMARKS.md.
-prove: env-test
-	$(RUN) pytest -m slow
+prove: env
 	$(RUN) python benchmarks/first_run.py
+	$(RUN) python benchmarks/first_run.py examples/ppo.toml --seeds 3
 
 $(UV):
 	$(PYTHON) -m venv .uv

@@ -205,7 +205,7 @@ class GaeAdvantageSettings(Settings):
     lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="lambda of GAE (usual 0.95-1)")
     whiten: bool = Field(True, description="normalise advantages over the batch")
     critic_lr: PositiveFloat = Field(
-        2e-3, description="learning rate of the critic; with model.path the default is 1e-5"
+        2e-3, description="learning rate of the critic; with model.path 1e-5 is the default"
     )
     value_clip: PositiveFloat | None = Field(0.2, description="half-width of the value clip; none: off")
     critic_warmup: Annotated[int, Field(ge=0)] = Field(2, description="steps that train the critic alone")
