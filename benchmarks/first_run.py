@@ -3,8 +3,8 @@
     python benchmarks/first_run.py [CONFIG.toml] [--seeds 10]
 
 Each run is a new process, imports and report included. The bar: at most 60 s on two cores, held-out accuracy at most
-50 % after the cold start and at least 90 % at the end, for at least 9 of 10 seeds. Prints a table; exits with status 1 if
-the bar is missed.
+50 % after the cold start and at least 90 % at the end, for at least 9 of 10 seeds. Prints a table; exits with status 1
+if the bar is missed.
 """
 
 from __future__ import annotations
