@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -70,4 +70,3 @@ KL_ESTIMATORS: dict[str, KLEstimator] = {
     "k2": KLEstimator(k2, k2_weight),
     "k3": KLEstimator(k3, k3_weight),
 }
-KL_ESTIMATOR_NAMES: tuple[KLEstimatorName, ...] = get_args(KLEstimatorName)

@@ -92,7 +92,7 @@ def save_checkpoint(
         # Frees the disk, which may be full. What cannot be removed now is removed by the next save.
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _remove_old(place, target, step, keep)
+    _remove_old(place, step, keep)
     return target
 
 
@@ -172,7 +172,7 @@ def _check_state(value: Any, path: str, levels: int) -> None:
 # --- removing --------------------------------------------------------------------------------------------------------
 
 
-def _remove_old(place: Path, newest: Path, step: int, keep: int) -> None:
+def _remove_old(place: Path, step: int, keep: int) -> None:
     """Leaves the newest checkpoint, which is complete, and `keep - 1` before it."""
     found = [(int(m[1]), p) for p in place.iterdir() if (m := _COMPLETE.fullmatch(p.name))]
     before = sorted(((s, p) for s, p in found if s < step), reverse=True)

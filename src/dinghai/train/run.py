@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,9 @@ def train(settings: TrainSettings, allowed_rewards: Collection[str]) -> None:
     folder = choose_folder(settings)
     check_sinks(settings.run.sinks)
     beginning = Beginning(settings, allowed_rewards)
-    try:
+    with _named_in_errors(folder), contextlib.closing(beginning.task):
         create_folder(folder, settings)
         _run(folder, beginning, None)
-    except BaseException as error:
-        error.add_note(f"run: {folder}")
-        raise
-    finally:
-        beginning.task.close()
 
 
 def resume(run_folder: Path, allowed_rewards: Collection[str], rewards: list[RewardSettings] | None) -> None:
@@ -67,14 +62,19 @@ def resume(run_folder: Path, allowed_rewards: Collection[str], rewards: list[Rew
     if has_checkpoint(run_folder):
         checkpoint = load_latest_checkpoint(run_folder, lambda line: print(f"passed over {safe(line)}"))
     beginning = Beginning(settings, allowed_rewards)
-    try:
+    with _named_in_errors(run_folder), contextlib.closing(beginning.task):
         _check_reward_code(beginning, checkpoint)
         _run(run_folder, beginning, checkpoint)
+
+
+@contextlib.contextmanager
+def _named_in_errors(folder: Path) -> Iterator[None]:
+    """Leaves the run's folder with whatever goes wrong, for the command line to name."""
+    try:
+        yield
     except BaseException as error:
-        error.add_note(f"run: {run_folder}")
+        error.add_note(f"run: {folder}")
         raise
-    finally:
-        beginning.task.close()
 
 
 def _run(folder: Path, beginning: Beginning, checkpoint: Checkpoint | None) -> None:
