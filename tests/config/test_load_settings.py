@@ -157,7 +157,7 @@ def test_an_unknown_key_of_a_file_names_the_file(toml):
         (["--rollout.dynamic_sampling", "yes"], "--rollout.dynamic_sampling is yes, but must be true or false"),
         (["--advantage.kind", "gea"], '--advantage.kind is "gea", but must be one of group, gae; did you mean gae?'),
         (["--advantage.kind"], "--advantage.kind is none, but must be one of group, gae"),
-        (["--task.kind", "jsonl"], 'task.path is required where task.kind = "jsonl": text'),
+        (["--task.kind", "jsonl"], 'task.path is required where task.kind = "jsonl"; it must be text'),
         (["--objective.dual_clip", "1.1"], "must lie beyond 1+eps_high"),
         (["--rollout.group_size", "1"], "set rollout.group_size to 2 or more"),
         (["--rewards", "task"], "rewards are given by --reward SOURCE[*WEIGHT]"),

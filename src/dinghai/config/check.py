@@ -220,7 +220,7 @@ class Draft:
         dotted, allowed, value, kind = self._at(location)
         if fault == "missing" and isinstance(location[-1], str):  # an index is missing from a list that is too short
             belongs = f' where {dotted.split(".")[0]}.kind = "{kind}"' if kind else ""
-            self.problems.append(f"{self._shown(dotted)} is required{belongs}: {allowed}")
+            self.problems.append(f"{self._shown(dotted)} is required{belongs}; it must be {allowed}")
         else:
             self._note_value(dotted, value, allowed)
 
