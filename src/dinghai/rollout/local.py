@@ -67,7 +67,7 @@ class LocalEngine:
             some = prompts[p : p + prompts_at_once]
             for g in range(0, group_size, copies):
                 n = min(copies, group_size - g)
-                rows.extend(self._decode(some, n, p * group_size + g, group_size, max_new_tokens, choose))
+                rows.extend(self._decode(some, n, p * group_size + g, max_new_tokens, choose))
         return rows
 
     @torch.inference_mode()
@@ -98,7 +98,6 @@ class LocalEngine:
         prompts: Sequence[list[int]],
         copies: int,
         first_row: int,
-        group_size: int,
         max_new_tokens: int,
         choose: Choose,
     ) -> list[Completion]:

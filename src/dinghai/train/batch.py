@@ -23,7 +23,7 @@ class Batch:
     """The samples of a step, group after group.
 
     groups:    number of each sample's prompt within the step
-    reward_B:  what the advantage is made from: the rewards' weighted sum, with overlong and KL penalties
+    reward_B:  what the advantage is made from: the rewards' weighted sum, with the overlong penalty
     in_loss_B: False for samples that the overlong filter leaves out of the loss
     """
 

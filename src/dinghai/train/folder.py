@@ -21,6 +21,7 @@ from dinghai.config.load import CONFIG_FILE, settings_to_json
 from dinghai.config.settings import TrainSettings
 from dinghai.errors import InputError
 from dinghai.files import json_line
+from dinghai.policy.model import choose_device
 
 METRICS_FILE = "metrics.jsonl"
 VERSIONS_FILE = "versions.json"
@@ -46,7 +47,7 @@ def create_folder(folder: Path, settings: TrainSettings) -> None:
     aside = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
     try:
         aside.mkdir()
-        files.write_durably(aside / VERSIONS_FILE, json.dumps(versions(), indent=1) + "\n")
+        files.write_durably(aside / VERSIONS_FILE, json.dumps(versions(settings), indent=1) + "\n")
         files.write_durably(aside / CONFIG_FILE, settings_to_json(settings))
         files.fsync_folder(aside)
         files.rename(aside, folder)
@@ -58,10 +59,10 @@ def create_folder(folder: Path, settings: TrainSettings) -> None:
     files.fsync_folder(folder.parent)
 
 
-def versions() -> dict[str, str]:
+def versions(settings: TrainSettings) -> dict[str, str]:
     """What the run was made with, for its report."""
     packages = {name: metadata.version(name) for name in ("torch", "transformers", "numpy", "pyarrow")}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = torch.cuda.get_device_name() if choose_device(settings.model.device).type == "cuda" else "CPU"
     return {
         "dinghai": __version__,
         "python": platform.python_version(),

@@ -81,6 +81,8 @@ class StepRecord:
         if self._trace is not None:
             self._trace.finish_step()
         metrics: dict[str, Any] = {"step": self.step, **_batch_metrics(self.batch)}
+        if not any(update.value_stats for update in self.updates):  # a critic gives signal where rewards agree
+            metrics["groups/no_signal_fraction"] = _groups_without_signal(self.batch)
         if self.discarded_groups:
             metrics["groups/discarded"] = self.discarded_groups
         clip = _clip_metrics(self.updates)
@@ -151,15 +153,19 @@ def _batch_metrics(batch: Batch) -> dict[str, float]:
     shaped = batch.reward_B.tolist()
     if shaped != list(rewards.total):
         metrics["reward/shaped/mean"] = math.fsum(shaped) / batch.samples
-    groups: dict[int, list[float]] = {}
-    for group, reward in zip(batch.groups, shaped, strict=True):
-        groups.setdefault(group, []).append(reward)
-    metrics["groups/no_signal_fraction"] = sum(max(g) == min(g) for g in groups.values()) / len(groups)
     metrics["completion/length_mean"] = batch.tokens / batch.samples
     metrics["completion/length_max"] = float(batch.length_B.max())
     metrics["completion/truncated_fraction"] = sum(not c.finished for c in batch.completions) / batch.samples
     metrics["completion/left_out_fraction"] = 1 - float(batch.in_loss_B.double().mean())
     return metrics
+
+
+def _groups_without_signal(batch: Batch) -> float:
+    """Share of the groups whose completions all have one reward, so that a group advantage is 0."""
+    groups: dict[int, list[float]] = {}
+    for group, reward in zip(batch.groups, batch.reward_B.tolist(), strict=True):
+        groups.setdefault(group, []).append(reward)
+    return sum(max(g) == min(g) for g in groups.values()) / len(groups)
 
 
 def _trace_samples(batch: Batch) -> Samples:
