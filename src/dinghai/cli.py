@@ -1,4 +1,5 @@
-"""The command line: `dinghai train`, `dinghai resume RUN`, `dinghai report RUN`, `dinghai rules`.
+"""The command line: `dinghai train`, `dinghai resume RUN`, `dinghai report RUN`, `dinghai watch RUN`, `dinghai rules`,
+`dinghai explain`.
 
 Exit status: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted. An error is one or two lines on
 stderr; `--debug` shows the traceback. Nothing heavy is imported before the arguments are known to be right.
@@ -28,7 +29,13 @@ examples:
   dinghai rules cispo                               what a rule does to the gradient
   dinghai train my.toml --reward my.py:brevity*0.2  settings from a file, and a reward of your own
 """
-_COMMANDS = ("train", "resume", "report", "rules")
+_COMMANDS = ("train", "resume", "report", "watch", "explain", "rules")
+# Commands that take settings or parameters by name, and the options that are none of those.
+_OWN_OPTIONS = {
+    "train": {"--reward", "--recipe", "--rule-file", "--help"},
+    "rules": {"--markdown", "--rule-file", "--help"},
+    "explain": {"--ratio", "--advantage", "--rule", "--rule-file", "--lang", "--open", "--page", "--help"},
+}
 _RULE_FILE_HELP = "a file that registers rules of your own, which is then run"
 _REWARD_HELP = "`task`, or FILE.py:FUNCTION, which is then run; several are added (replaces the default, `task`)"
 
@@ -57,10 +64,10 @@ def _run_command(argv: list[str]) -> None:
         return
     _check_command(argv[0])
     overrides: list[str] = []
-    if argv[0] in ("train", "rules"):
+    if argv[0] in _OWN_OPTIONS:
         from dinghai.config.overrides import split_overrides
 
-        found, argv = split_overrides(argv, other={"--reward", "--recipe", "--rule-file", "--markdown", "--help"})
+        found, argv = split_overrides(argv, other=_OWN_OPTIONS[argv[0]])
         overrides = [o.token() for o in found]
     options, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -72,8 +79,13 @@ def _run_command(argv: list[str]) -> None:
     elif options.command == "rules":
         _load_rule_files(options.rule_file)
         _show_rules(options.name, overrides, options.markdown)
+    elif options.command == "explain":
+        _load_rule_files(options.rule_file)
+        _explain(options, overrides)
+    elif options.command == "watch":
+        _watch(options)
     else:
-        _write_report(_find_run(options.run))
+        _write_report(_find_run(options.run), options.figures)
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -104,10 +116,35 @@ def _resume(run: Path, options: argparse.Namespace) -> None:
     resume(run, _code_of(named), named or None, rule_code)
 
 
-def _write_report(run: Path) -> None:
+def _write_report(run: Path, with_figures: bool) -> None:
     from dinghai.view.report import write_report
 
     print(write_report(run))
+    if with_figures:
+        from dinghai.view.figures import write_figures
+
+        print("\n".join(str(path) for path in write_figures(run)))
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from dinghai.view.server import serve
+
+    runs = [Path(text) if Path(text).is_dir() else _find_run(text) for text in options.run]
+    serve(runs, host=options.host, port=options.port, token=options.token, open_browser=options.open)
+
+
+def _explain(options: argparse.Namespace, overrides: list[str]) -> None:
+    from dinghai.catalogue.explain import explain
+
+    explain(
+        ratio=options.ratio,
+        advantage=options.advantage,
+        rule=options.rule,
+        given=_rule_parameters(overrides),
+        language=options.lang,
+        page=Path(options.page) if options.page else None,
+        open_browser=options.open,
+    )
 
 
 def _show_rules(name: str | None, overrides: list[str], as_markdown: bool) -> None:
@@ -241,6 +278,9 @@ def _parser() -> _Parser:
     report = commands.add_parser("report", help="write a run's report.html")
     for command in (resume, report):
         command.add_argument("run", metavar="RUN", help="the run's folder, or its name under runs/")
+    report.add_argument("--figures", action="store_true", help="also write each figure as SVG and PNG, for papers")
+    _add_watch(commands)
+    _add_explain(commands)
     train.add_argument("--recipe", metavar="NAME", help=_recipe_help())
     rules = commands.add_parser(
         "rules",
@@ -255,6 +295,32 @@ def _parser() -> _Parser:
     for command in (train, resume):
         command.add_argument("--reward", metavar="SOURCE[*WEIGHT]", action="append", default=[], help=_REWARD_HELP)
     return parser
+
+
+def _add_watch(commands: Any) -> None:
+    watch = commands.add_parser("watch", help="serve a run as a page that grows while it trains")
+    watch.add_argument("run", metavar="RUN", nargs="+", help="folders or names of runs, or a folder that holds runs")
+    watch.add_argument("--port", type=int, help="default: 8712, or the next free one")
+    watch.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="another than this machine needs --token")
+    watch.add_argument("--token", metavar="TEXT", help="what a reader has to know, for another address")
+    watch.add_argument("--open", action="store_true", help="open the browser")
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        usage="dinghai explain [--ratio R] [--advantage A] [--rule NAME [--PARAMETER VALUE ...]] [--lang en|zh] "
+        "[--open] [--page FILE]",
+        help="what the clip does to one token: with numbers here, or as a page to play with",
+        description="With --ratio it answers here, for one sign of the advantage or both; with --open in the browser.",
+    )
+    explain.add_argument("--ratio", metavar="R", type=float, help="importance ratio new/old of the token, above 0")
+    explain.add_argument("--advantage", metavar="A", type=float, help="advantage; without it, both 1 and -1")
+    explain.add_argument("--rule", metavar="NAME", default="ppo", help="a rule of `dinghai rules` (default: ppo)")
+    explain.add_argument("--rule-file", metavar="FILE.py", action="append", default=[], help=_RULE_FILE_HELP)
+    explain.add_argument("--lang", choices=["en", "zh"], help="English or 中文; by default that of the system")
+    explain.add_argument("--open", action="store_true", help="open the page in the browser")
+    explain.add_argument("--page", metavar="FILE", help="write the page, one file that works offline")
 
 
 def _check_command(word: str) -> None:
