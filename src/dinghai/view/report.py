@@ -10,7 +10,6 @@ import base64
 import hashlib
 import html
 import json
-from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,6 +18,7 @@ from dinghai.files import nonfinite_as_text
 from dinghai.lens.regions import EFFECT_MEANING, REGION_MEANING
 from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, sentences, summarize
 from dinghai.trace.files import write_atomically
+from dinghai.view import bundle
 from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
 from dinghai.view.report_facts import fact_tiles
 from dinghai.view.report_tokens import LIMITS, token_sample
@@ -28,7 +28,7 @@ from dinghai.view.token_text import TokenText, load_token_text
 
 REPORT = "report.html"
 BYTES_AT_MOST = 1_500_000  # opens at once, and goes through a mail
-_SCRIPTS = ["dom.js", "charts.js", "tokens.js", "main.js"]
+_STYLES = ["base.css", "charts.css", "overview.css", "tokens.css"]
 
 
 def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
@@ -84,11 +84,10 @@ def _page_data(run_folder: Path, summary: RunSummary, tokens: list[dict[str, Any
 
 def render(summary: RunSummary, data: dict[str, Any], notes: list[str]) -> bytes:
     """The page as UTF-8."""
-    page = package_files("dinghai.view") / "page"
-    style = (page / "report.css").read_text("utf-8")
-    script = "\n".join((page / name).read_text("utf-8") for name in _SCRIPTS)
+    style = bundle.style(_STYLES)
+    script = bundle.script("report.js")
     verdict = [sentence for sentence in sentences(summary) if not sentence.startswith("The report is ")]
-    text = Template((page / "report.html").read_text("utf-8")).substitute(
+    text = Template(bundle.page_file("report.html")).substitute(
         csp=content_security_policy(script, style),
         title=_escaped(summary.run.resolve().name),
         style=style,

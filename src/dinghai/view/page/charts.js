@@ -1,9 +1,10 @@
-"use strict";
 // Small charts in SVG: lines, stacked areas, bars. Each is drawn at the width of its card and again when that changes.
+import { el, keyed, makeTip, svgEl } from "./dom.js";
+import { formatNumber, formatShare, isNumber, words } from "./format.js";
 
-const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
+export const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
 
-function niceTicks(low, high, count) {
+export function niceTicks(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].find(factor => factor * power >= rough) * power;
@@ -12,7 +13,7 @@ function niceTicks(low, high, count) {
   return ticks;
 }
 
-function frame(width, height, xDomain, yDomain, format) {
+export function frame(width, height, xDomain, yDomain, format) {
   const svg = svgEl("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
   const [x0, x1] = xDomain, [y0, y1] = yDomain;
   const plotWidth = width - MARGIN.left - MARGIN.right, plotHeight = height - MARGIN.top - MARGIN.bottom;
@@ -25,21 +26,21 @@ function frame(width, height, xDomain, yDomain, format) {
   return { svg, x, y, width, height };
 }
 
-function stepAxis(plot, xDomain) {
+export function stepAxis(plot, xDomain) {
   const ticks = xDomain[0] === xDomain[1] ? [xDomain[0]] : niceTicks(xDomain[0], xDomain[1], 5).filter(Number.isInteger);
   for (const tick of ticks) {
     plot.svg.append(svgEl("text", { x: plot.x(tick), y: plot.height - 5, "text-anchor": "middle" }, String(tick)));
   }
 }
 
-function extent(values) {
+export function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) if (isNumber(value)) { low = Math.min(low, value); high = Math.max(high, value); }
   return low > high ? [0, 1] : [low, high];
 }
 
 // The y range of a line chart: from zero where zero is near, so that small wobbles do not look like changes.
-function lineRange(chart) {
+export function lineRange(chart) {
   let [low, high] = extent(chart.series.flatMap(one => one.points.map(point => point[1])));
   if (low > 0 && low < 0.7 * high) low = 0;
   if (chart.share && low > 0 && high <= 1 && high - low > 0.25) low = 0;
@@ -49,7 +50,7 @@ function lineRange(chart) {
   return [low === 0 ? 0 : low - pad, top];
 }
 
-function drawLines(card, chart, width) {
+export function drawLines(card, chart, width) {
   const format = chart.share ? formatShare : formatNumber;
   const xDomain = extent(chart.series.flatMap(one => one.points.map(point => point[0])));
   const plot = frame(width, 170, xDomain, lineRange(chart), format);
@@ -72,7 +73,7 @@ function drawLines(card, chart, width) {
   return plot.svg;
 }
 
-function drawStack(card, chart, width) {
+export function drawStack(card, chart, width) {
   const steps = [...new Set(chart.series.flatMap(one => one.points.map(point => point[0])))].sort((a, b) => a - b);
   const values = chart.series.map(one => {
     const at = new Map(one.points);
@@ -97,7 +98,7 @@ function drawStack(card, chart, width) {
   return plot.svg;
 }
 
-function drawBars(card, chart, width) {
+export function drawBars(card, chart, width) {
   const format = chart.share ? formatShare : formatNumber;
   const high = extent(chart.series.flatMap(one => one.values))[1];
   const plot = frame(width, 150, [-0.5, chart.labels.length - 0.5], [0, high > 0 ? high * 1.05 : 1], format);
@@ -119,7 +120,7 @@ function drawBars(card, chart, width) {
 }
 
 // A line at the nearest step and the values there.
-function hover(card, plot, chart, format, classOf) {
+export function hover(card, plot, chart, format, classOf) {
   const steps = [...new Set(chart.series.flatMap(one => one.points.map(point => point[0])))].sort((a, b) => a - b);
   const lookups = chart.series.map(one => new Map(one.points));
   const cross = svgEl("line", { class: "cross", y1: MARGIN.top, y2: plot.height - MARGIN.bottom, visibility: "hidden" });
@@ -141,7 +142,7 @@ function hover(card, plot, chart, format, classOf) {
   plot.svg.addEventListener("pointerleave", () => { cross.setAttribute("visibility", "hidden"); card.tip.hide(); });
 }
 
-function chartCard(chart, draw, classOf) {
+export function chartCard(chart, draw, classOf) {
   const node = el("section", "card", el("h3", "", chart.title), chart.note ? el("p", "note", chart.note) : null);
   const format = chart.share ? formatShare : formatNumber;
   const last = one => (one.points ? one.points[one.points.length - 1][1] : null);

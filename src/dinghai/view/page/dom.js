@@ -1,43 +1,21 @@
-"use strict";
 // Building the page: every text goes in as text, so nothing that a model wrote can become markup.
 
-function el(tag, classes, ...children) {
+export function el(tag, classes, ...children) {
   const node = document.createElement(tag);
   if (classes) node.className = classes;
   for (const child of children) if (child !== null && child !== undefined) node.append(child);
   return node;
 }
 
-function svgEl(tag, attributes, text) {
+export function svgEl(tag, attributes, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes || {})) node.setAttribute(name, value);
   if (text !== undefined) node.textContent = text;
   return node;
 }
 
-// Non-finite numbers are stored as their names.
-const isNumber = value => typeof value === "number";
-
-function formatNumber(value) {
-  if (!isNumber(value)) return value === null || value === undefined ? "–" : String(value);
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  if (size < 1e-4 || size >= 1e6) return value.toExponential(2);
-  return String(Number(value.toPrecision(4)));
-}
-
-function formatShare(value) {
-  if (!isNumber(value)) return formatNumber(value);
-  const percent = value * 100;
-  if (percent === 0 || percent === 100) return percent + "%";
-  return (Math.abs(percent) < 0.1 ? Number(percent.toPrecision(2)) : Number(percent.toFixed(1))) + "%";
-}
-
-// Names of regions as words: no_signal -> no signal.
-const words = name => name.replaceAll("_", " ");
-
 // A tooltip inside `host`, which must be positioned.
-function makeTip(host) {
+export function makeTip(host) {
   const tip = el("div", "tip");
   tip.hidden = true;
   host.append(tip);
@@ -54,7 +32,24 @@ function makeTip(host) {
   };
 }
 
-function keyed(classes, text) {
+export function keyed(classes, text) {
   const swatch = el("i");
   return el("span", classes, swatch, text);
+}
+
+// A labelled drop-down; `onChange` gets the chosen value, a number.
+export function picker(label, onChange) {
+  const select = el("select");
+  select.addEventListener("change", () => onChange(Number(select.value)));
+  return {
+    node: el("label", "", label, select),
+    fill(options, chosen) {
+      select.replaceChildren(...options.map(([value, text]) => {
+        const option = el("option", "", text);
+        option.value = value;
+        return option;
+      }));
+      select.value = chosen;
+    },
+  };
 }

@@ -1,21 +1,6 @@
-"use strict";
 // Completions of one prompt side by side, each token in the colour of its region, marked by its effect.
-
-function picker(label, onChange) {
-  const select = el("select");
-  select.addEventListener("change", () => onChange(Number(select.value)));
-  return {
-    node: el("label", "", label, select),
-    fill(options, chosen) {
-      select.replaceChildren(...options.map(([value, text]) => {
-        const option = el("option", "", text);
-        option.value = value;
-        return option;
-      }));
-      select.value = chosen;
-    },
-  };
-}
+import { el, makeTip, picker } from "./dom.js";
+import { formatNumber, words } from "./format.js";
 
 // The regions, those hatched in which the rule was seen to stop tokens, and the other marks that occur.
 function legend(data) {
@@ -95,7 +80,7 @@ function tellingStep(data) {
   return found < 0 ? data.tokens.length - 1 : found;
 }
 
-function tokenSection(data) {
+export function tokenSection(data) {
   const state = { step: tellingStep(data), group: 0, update: null };
   const host = el("div", "samples"), prompt = el("pre", "prompt"), note = el("p", "lead");
   const shell = el("div", "shell");
