@@ -311,7 +311,7 @@ def _add_explain(commands: Any) -> None:
         "explain",
         usage="dinghai explain [--ratio R] [--advantage A] [--rule NAME [--PARAMETER VALUE ...]] [--lang en|zh] "
         "[--open] [--page FILE]",
-        help="what the clip does to one token: with numbers here, or as a page to play with",
+        help="what the clip does to a token: in numbers, or as a page",
         description="With --ratio it answers here, for one sign of the advantage or both; with --open in the browser.",
     )
     explain.add_argument("--ratio", metavar="R", type=float, help="importance ratio new/old of the token, above 0")
