@@ -41,6 +41,7 @@ class PolicyLossOutput:
     loss: Tensor  # scalar, minimised; carries the gradient to logp_new
     decision: Decision  # the record of each token, in the shape of the caller's tensors, without gradient
     stats: Stats  # sums; add those of all micro-batches, then .metrics()
+    factor: Tensor  # f_t of the reduction, float64, in the caller's shape, 0 where masked: loss = -Σ f_t·J_t / D
     correction_stats: CorrectionStats | None = None  # likewise, of the rollout correction, if there is one
 
 
@@ -161,10 +162,12 @@ class PolicyLoss:
                 penalty_N, kl_weight_N = kl_in_loss(self.kl, log_ratio_N, x.logp_new - x.logp_old, self.kl_correction)
                 loss_N = loss_N + beta * attach_gradient(penalty_N, kl_weight_N, logp_new_N)
                 decision = replace(decision, kl_weight=-beta * kl_weight_N)
+        factor_N = self.reduction.factor(layout)
         return PolicyLossOutput(
             loss=self.reduction(loss_N, layout, normalizer),
             decision=decision.unpacked(layout),
-            stats=collect(x, decision, surrogate_N, self.reduction.factor(layout), kl_N, self.kl),
+            stats=collect(x, decision, surrogate_N, factor_N, kl_N, self.kl),
+            factor=layout.scatter(factor_N),
             correction_stats=correction_stats,
         )
 

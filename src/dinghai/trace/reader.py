@@ -73,7 +73,8 @@ class TraceReader:
     def tokens(self, step: int, update: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The tokens of one update, or of all updates of a step, one row each; ordered by update, then rank.
 
-        Columns are those of `schema.TOKEN_SCHEMA` and `update` (int32), which only the file's name tells.
+        Columns are those of `schema.TOKEN_SCHEMA` and `update` (int32), which only the file's name tells. Those of
+        `schema.OPTIONAL` are null where the run had no such thing, or the file is older than the column.
 
         Raises:
             InputError: there is no such step, update or column.
@@ -93,6 +94,9 @@ class TraceReader:
                 continue
             table = self._read(step, name, [column for column in wanted if column != "update"])
             table = table.append_column("update", pa.array([number] * table.num_rows, pa.int32()))
+            for column in set(wanted).difference(table.column_names):  # of an older version
+                kind = schema.TOKEN_SCHEMA.field(column).type
+                table = table.append_column(column, pa.nulls(table.num_rows, kind))
             tables.append(table.select(wanted))
         return pa.concat_tables(tables) if tables else _empty(wanted)
 

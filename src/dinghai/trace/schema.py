@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from dinghai.errors import InputError, RunFailed
 
-TRACE_VERSION = 1
+TRACE_VERSION = 2  # 1 had none of OPTIONAL
 MARKER = "complete.json"
 SAMPLES = "samples"
 
@@ -43,14 +43,21 @@ TOKEN_SCHEMA = pa.schema(
         ("region", pa.uint8()),
         ("effect", pa.uint8()),
         ("entropy", pa.float32()),  # nats, of the distribution the token was drawn from; 8 significant bits
+        ("log_ratio", pa.float32()),  # nats, of the ratio that the rule saw; null: the token's own, logp_new - logp_old
+        ("factor", pa.float32()),  # f_t of the reduction: the minibatch's loss is -sum(f_t * J_t) / D, with one D
+        ("correction", pa.float32()),  # of the rollout correction, in weight; 0: dropped; null: there is none; 16 bits
+        ("kl_weight", pa.float32()),  # what a KL penalty in the loss adds to weight; null: there is none; 8 bits
     ]
 )
 
-# What the clip decided on (logp_old, logp_new, advantage) is kept to the last bit, so that a replay decides the same.
-# The rest is rounded to what its readers need, to keep a token under 16 bytes. Relative errors of weight 2**-17 (8e-6),
-# of entropy 2**-9 (0.2 %). Sampler log-probs matter as differences from logp_old, so theirs is absolute: 2**-19 nats
+# Columns that may be null as a whole, and then cost some bytes a file. A trace of version 1 has none of them.
+OPTIONAL = ("log_ratio", "factor", "correction", "kl_weight")
+
+# What the clip decided on (logp_old, logp_new, log_ratio, advantage) is kept to the last bit, so that a replay decides the same.
+# The rest is rounded to what its readers need, to keep a token under 16 bytes. Relative errors of weight and correction
+# 2**-17 (8e-6), of entropy and kl_weight 2**-9 (0.2 %). Sampler log-probs matter as differences from logp_old, so theirs is absolute: 2**-19 nats
 # (2e-6), what float32 itself leaves of a log-prob, and far below the smallest epsilon in use (3e-4, sequence ratios).
-SIGNIFICANT_BITS = {"weight": 16, "entropy": 8}
+SIGNIFICANT_BITS = {"weight": 16, "entropy": 8, "correction": 16, "kl_weight": 8}
 FRACTION_BITS = {"logp_sampler": 18}
 
 # Log-probs are incompressible in their mantissa: splitting the bytes lets zstd take the signs and exponents.
@@ -61,8 +68,11 @@ TOKEN_ENCODING = {
     "logp_new": "BYTE_STREAM_SPLIT",
     "weight": "BYTE_STREAM_SPLIT",
     "entropy": "BYTE_STREAM_SPLIT",
+    "correction": "BYTE_STREAM_SPLIT",
+    "kl_weight": "BYTE_STREAM_SPLIT",
 }
-TOKEN_DICTIONARY = ["sample", "token", "advantage", "region", "effect"]
+# One value a sequence, or few in all.
+TOKEN_DICTIONARY = ["sample", "token", "advantage", "region", "effect", "log_ratio", "factor"]
 
 
 @dataclass(frozen=True)

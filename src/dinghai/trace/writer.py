@@ -123,7 +123,8 @@ class TraceWriter:
 
         Args:
             update: its index within the batch of rollouts.
-            columns: each column of `schema.TOKEN_SCHEMA` but `sample`, [N], numpy or torch on any device.
+            columns: each column of `schema.TOKEN_SCHEMA` but `sample`, [N], numpy or torch on any device. Those of
+                `schema.OPTIONAL` may be left out, and are then null.
             sample: id of the completion that each token belongs to, [N].
 
         Raises:
@@ -134,6 +135,9 @@ class TraceWriter:
         rows = None if step.keeps_all else np.isin(sample_N, step.kept_samples)
         arrays = []
         for name, kind in zip(schema.TOKEN_SCHEMA.names, schema.TOKEN_SCHEMA.types, strict=True):
+            if name in schema.OPTIONAL and name not in columns:
+                arrays.append(pa.nulls(len(sample_N) if rows is None else int(rows.sum()), type=kind))
+                continue
             values_N = sample_N if name == "sample" else _to_numpy(columns[name], kind.to_pandas_dtype())
             if values_N.shape != sample_N.shape:
                 raise ValueError(f"trace column {name} has shape {values_N.shape}, sample has {sample_N.shape}")

@@ -51,7 +51,7 @@ def train_step(run: RunParts, step: int, next_prompt: int) -> tuple[StepRecord, 
     """Step 1, 2, … of a run. Returns what happened and where the next prompt is."""
     collected = collect(run.policy, run.engine, run.task, run.rewards, run.settings, step, next_prompt)
     batch = collected.batch
-    record = StepRecord(step, collected, run.trace)
+    record = StepRecord(step, collected, run.trace, run.policy_loss.ratio)
 
     update = run.settings.update
     shuffle = torch.Generator().manual_seed(derive_seed(run.settings.run.seed, "shuffle", step))

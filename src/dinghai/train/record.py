@@ -12,15 +12,19 @@ from torch import Tensor
 
 from dinghai.objective import PolicyLossOutput, Stats, ValueLossOutput, ValueStats
 from dinghai.objective.correction_stats import CorrectionStats
+from dinghai.objective.ratio import RatioLevel
 from dinghai.trace.writer import Samples, TraceWriter
 from dinghai.train.batch import Batch
 from dinghai.train.collect import Collected
 
 
 class StepRecord:
-    """Sums of a step, by update index and in all; the trace is written through it."""
+    """Sums of a step, by update index and in all; the trace is written through it.
 
-    def __init__(self, step: int, collected: Collected, trace: TraceWriter | None) -> None:
+    ratio: the level of the ratio that the rule acts on
+    """
+
+    def __init__(self, step: int, collected: Collected, trace: TraceWriter | None, ratio: RatioLevel) -> None:
         self.step, self.batch = step, collected.batch
         self.discarded_groups, self.rollout_seconds = collected.discarded_groups, collected.seconds
         self.left_early = False
@@ -28,6 +32,7 @@ class StepRecord:
         self.beta: float | None = None  # of the KL to the reference in this step, where there is one
         self.updates: list[_Update] = []
         self._trace = trace
+        self._own_ratio = ratio == "token"  # then log_ratio is logp_new - logp_old to the bit, and not stored again
         if trace is not None:
             trace.begin_step(step, _trace_samples(self.batch))
 
@@ -65,8 +70,12 @@ class StepRecord:
             "region": decision.region,
             "effect": decision.effect,
             "entropy": entropy_N,
+            "log_ratio": None if self._own_ratio else decision.log_ratio,
+            "factor": out.factor,
+            "correction": decision.correction,
+            "kl_weight": decision.kl_weight,
         }
-        piece = {name: value.detach().cpu().numpy() for name, value in columns.items()}
+        piece = {name: value.detach().cpu().numpy() for name, value in columns.items() if value is not None}
         sequences = self.batch.sequences
         piece["logp_sampler"] = np.concatenate([self.batch.completions[i].logp_sampler for i in chosen])
         piece["token"] = np.concatenate([np.asarray(sequences[i].completion_ids) for i in chosen])
