@@ -15,14 +15,10 @@ from string import Template
 from typing import Any
 
 from dinghai.files import nonfinite_as_text
-from dinghai.lens.regions import EFFECT_MEANING, REGION_MEANING
-from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, sentences, summarize
 from dinghai.trace.files import write_atomically
 from dinghai.view import bundle
-from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
-from dinghai.view.report_facts import fact_tiles
+from dinghai.view.overview import overview
 from dinghai.view.report_tokens import LIMITS, token_sample
-from dinghai.view.settings_table import settings_rows, trained_with, version_rows
 from dinghai.view.terminal import safe
 from dinghai.view.token_text import TokenText, load_token_text
 
@@ -44,8 +40,8 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
         RunFailed: the report cannot be written.
     """
     run_folder = Path(run_folder)
-    summary = summarize(run_folder)
-    notes = list(summary.notes)
+    data = overview(run_folder)
+    notes = list(data["notes"])
     if token_text is None:
         token_text = load_token_text(run_folder / "model" / "tokenizer.json")
     if token_text is None:
@@ -53,47 +49,28 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
 
     for limits in LIMITS:
         tokens, trace_notes = token_sample(run_folder / "trace", token_text, limits)
-        page = render(summary, _page_data(run_folder, summary, tokens), [*notes, *trace_notes])
+        page = render({**data, "tokens": tokens, "notes": [*notes, *trace_notes]})
         if len(page) <= BYTES_AT_MOST:
             break
     else:  # a vocabulary of enormous tokens
-        page = render(summary, _page_data(run_folder, summary, []), [*notes, "the completions are too large to show"])
+        page = render({**data, "tokens": [], "notes": [*notes, "the completions are too large to show"]})
     path = run_folder / REPORT
     write_atomically(path, page, then="run `dinghai report` again")
     return path
 
 
-def _page_data(run_folder: Path, summary: RunSummary, tokens: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that the page's script reads."""
-    metrics = load_run_metrics(run_folder)
-    config, _ = load_config(run_folder)
-    return {
-        "facts": fact_tiles(summary, config or {}),
-        "curves": curves(metrics),
-        "regions_over_time": region_charts(metrics),
-        "by_update": update_charts(metrics),
-        "update_names": update_names(metrics),
-        "regions": [{"name": name, "meaning": meaning} for name, meaning in REGION_MEANING.items()],
-        "effects": [{"name": name, "meaning": meaning} for name, meaning in EFFECT_MEANING.items()],
-        "tokens": tokens,
-        "settings": [[safe(name), safe(value)] for name, value in settings_rows(config or {})],
-        "trained_with": [[safe(name), safe(value)] for name, value in trained_with(run_folder)],
-        "versions": version_rows(),
-    }
-
-
-def render(summary: RunSummary, data: dict[str, Any], notes: list[str]) -> bytes:
+def render(data: dict[str, Any]) -> bytes:
     """The page as UTF-8."""
     style = bundle.style(_STYLES)
     script = bundle.script("report.js")
-    verdict = [sentence for sentence in sentences(summary) if not sentence.startswith("The report is ")]
+    notes = "".join(f"<p>{html.escape(safe(note))}</p>" for note in data["notes"])
     text = Template(bundle.page_file("report.html")).substitute(
         csp=content_security_policy(script, style),
-        title=_escaped(summary.run.resolve().name),
+        title=html.escape(data["name"]),
         style=style,
         script=script,
-        verdict="".join(f"<p>{_escaped(sentence)}</p>" for sentence in verdict),
-        notes=f'<div class="notes">{"".join(f"<p>{_escaped(note)}</p>" for note in notes)}</div>' if notes else "",
+        verdict="".join(f"<p>{html.escape(sentence)}</p>" for sentence in data["verdict"]),
+        notes=f'<div class="notes">{notes}</div>' if notes else "",
         data=embedded_json(data),
     )
     return text.encode("utf-8", "backslashreplace")
@@ -117,7 +94,3 @@ def embedded_json(data: Any) -> str:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _escaped(text: str) -> str:
-    return html.escape(safe(text))

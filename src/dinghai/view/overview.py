@@ -1,0 +1,75 @@
+"""The overview of a run as one JSON value: the report embeds it, the live page asks for it again as the run grows."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from dinghai.errors import InputError
+from dinghai.lens.metrics_file import Metrics
+from dinghai.lens.regions import EFFECT_MEANING, REGION_MEANING
+from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, sentences, summarize_rows
+from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
+from dinghai.view.report_facts import fact_tiles
+from dinghai.view.settings_table import settings_rows, trained_with, version_rows
+from dinghai.view.terminal import safe
+
+QUIET_SECONDS = 180.0  # without a new line of metrics for so long, or for ten steps, a run counts as stopped
+
+
+def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]:
+    """What is seen of a run without its trace: verdict, facts, curves, settings. Text in it has gone through `safe`.
+
+    Args:
+        run_folder: `runs/NAME`. What it lacks is said in `notes`.
+        metrics: where the caller has read them already; else they are read from the run.
+
+    Raises:
+        InputError: the folder is not a run: it has neither settings nor metrics; or its metrics are damaged.
+    """
+    run_folder = Path(run_folder)
+    config, notes = load_config(run_folder)
+    if metrics is None:
+        metrics = load_run_metrics(run_folder)
+    if config is None and not metrics.rows:
+        raise InputError(f"{run_folder} is not a run: it holds neither config.json nor metrics.jsonl")
+    config = config or {}
+    summary = summarize_rows(run_folder, config, metrics, [*notes, *metrics.notes])
+    return {
+        "name": safe(run_folder.resolve().name),
+        **_progress(run_folder, summary, metrics),
+        "verdict": [safe(one) for one in sentences(summary) if not one.startswith("The report is ")],
+        "notes": [safe(note) for note in summary.notes],
+        "facts": fact_tiles(summary, config),
+        "curves": curves(metrics),
+        "regions_over_time": region_charts(metrics),
+        "by_update": update_charts(metrics),
+        "update_names": update_names(metrics),
+        "regions": [{"name": name, "meaning": meaning} for name, meaning in REGION_MEANING.items()],
+        "effects": [{"name": name, "meaning": meaning} for name, meaning in EFFECT_MEANING.items()],
+        "rule": None,
+        "costs": [],
+        "settings": [[safe(name), safe(value)] for name, value in settings_rows(config)],
+        "trained_with": [[safe(name), safe(value)] for name, value in trained_with(run_folder)],
+        "versions": version_rows(),
+    }
+
+
+def _progress(run_folder: Path, summary: RunSummary, metrics: Metrics) -> dict[str, Any]:
+    """How far the run is, and whether it still grows as far as one can tell from its files."""
+    done = metrics.rows[-1]["step"] if metrics.rows else 0
+    if summary.steps_planned is not None and done >= summary.steps_planned:
+        state = "finished"
+    else:
+        state = "running" if _grew_lately(run_folder, metrics) else "stopped"
+    return {"state": state, "steps": done, "steps_planned": summary.steps_planned}
+
+
+def _grew_lately(run_folder: Path, metrics: Metrics) -> bool:
+    """Whether the newest of settings and metrics is younger than the slowest of the last steps leads to expect."""
+    files = [run_folder / "config.json", run_folder / "metrics.jsonl"]
+    written = [file.stat().st_mtime for file in files if file.is_file()]
+    took = [row.get("seconds/step") for row in metrics.rows[-10:]]
+    slowest = max((one for one in took if isinstance(one, int | float)), default=0.0)
+    return bool(written) and time.time() - max(written) < max(QUIET_SECONDS, 10 * slowest)
