@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
 
 import numpy as np
-import pyarrow as pa
 
 from dinghai.errors import RunFailed
 from dinghai.lens.regions import EFFECTS, REGIONS, region_name
@@ -41,23 +39,8 @@ class _Column:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    @overload
-    def __get__(self, tokens: None, owner: type) -> _Column: ...
-    @overload
-    def __get__(self, tokens: Tokens, owner: type) -> np.ndarray: ...
-    def __get__(self, tokens: Tokens | None, owner: type) -> np.ndarray | _Column:
-        return self if tokens is None else tokens.column(self.name)
-
-
-class _OptionalColumn(_Column):
-    """A column that the run may not have had at all."""
-
-    @overload
-    def __get__(self, tokens: None, owner: type) -> _Column: ...
-    @overload
-    def __get__(self, tokens: Tokens, owner: type) -> np.ndarray | None: ...
-    def __get__(self, tokens: Tokens | None, owner: type) -> np.ndarray | _Column | None:
-        return self if tokens is None else tokens.columns.get(self.name)
+    def __get__(self, tokens: Tokens, owner: type) -> np.ndarray:
+        return tokens.column(self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +61,10 @@ class Tokens:
     logp_new = _Column()
     advantage = _Column()  # float32
     weight = _Column()  # float32, coefficient of ∇log π_new, rollout correction included
-    region = _Column()  # index in REGIONS
-    effect = _Column()  # index in EFFECTS
+    region = _Column()  # int64, index in REGIONS
+    effect = _Column()  # int64, index in EFFECTS
     entropy = _Column()  # float32, nats
     factor = _Column()  # float32, f_t of the reduction; 1 in traces that do not know it
-    correction = (
-        _OptionalColumn()
-    )  # float32, factor of the rollout correction in `weight`, 0 where it dropped the token
-    kl_weight = _OptionalColumn()  # float32, what a KL penalty in the loss adds to `weight`
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -99,6 +78,16 @@ class Tokens:
         if name not in self.columns:
             raise KeyError(f"the column {name!r} was not read: name it when calling read_tokens")
         return self.columns[name]
+
+    @property
+    def correction(self) -> np.ndarray | None:
+        """[N] float32, factor of the rollout correction in `weight`, 0 where it dropped the token; None without one."""
+        return self.columns.get("correction")
+
+    @property
+    def kl_weight(self) -> np.ndarray | None:
+        """[N] float32, what a KL penalty in the loss adds to `weight`; None without one."""
+        return self.columns.get("kl_weight")
 
     def rows(self, which: slice | np.ndarray) -> Tokens:
         """Some of the tokens: a slice (without a copy), indices or a mask."""
@@ -156,7 +145,7 @@ class Tokens:
 
     @cached_property
     def outside(self) -> np.ndarray:
-        """The ratio is outside the band, stopped or not, [N] bool: what `band_fraction` counts among those with a signal.
+        """There is a signal and the ratio is outside the band, stopped or not, [N] bool: what `band_fraction` counts.
 
         Tokens that a rollout correction dropped are not counted here.
         """
@@ -187,9 +176,9 @@ def read_tokens(
     for name in table.column_names:
         column = table[name]
         if name == "region":
-            found[name] = _renumbered(_array(column), names.regions, REGIONS, f"region of step {step}")
+            found[name] = _renumbered(column.to_numpy(), names.regions, REGIONS, f"region of step {step}")
         elif name == "effect":
-            found[name] = _renumbered(_array(column), names.effects, EFFECTS, f"effect of step {step}")
+            found[name] = _renumbered(column.to_numpy(), names.effects, EFFECTS, f"effect of step {step}")
         elif name in OPTIONAL and column.null_count == len(column):
             if name == "factor":
                 found[name] = np.broadcast_to(np.float32(1), len(column))
@@ -198,7 +187,7 @@ def read_tokens(
                 f"the trace of step {step} is damaged: its column {name} has gaps. Remove that step's folder"
             )
         else:
-            found[name] = _array(column)
+            found[name] = column.to_numpy()
     return Tokens(found)
 
 
@@ -212,13 +201,9 @@ def _stored(columns: Iterable[str] | None) -> list[str]:
     return [name for name in stored if name in needed] + unknown  # which the reader refuses by name
 
 
-def _array(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy()
-
-
 def _renumbered(numbers_N: np.ndarray, stored: Mapping[int, str], known: list[str], what: str) -> np.ndarray:
-    """From the numbers of a trace, which its own table explains, to indices in `known`: [N] int16."""
-    place = np.full(256, -1, dtype=np.int16)
+    """From the numbers of a trace, which its own table explains, to indices in `known`: [N] int64."""
+    place = np.full(256, -1, dtype=np.int64)  # wide enough to be reckoned with
     for number, name in stored.items():
         if 0 <= number < 256 and region_name(name) in known:
             place[number] = known.index(region_name(name))
@@ -226,7 +211,7 @@ def _renumbered(numbers_N: np.ndarray, stored: Mapping[int, str], known: list[st
     if len(found_N) and found_N.min() < 0:
         number = int(numbers_N[found_N < 0][0])
         raise RunFailed(
-            f"the trace has {what} with the number {number} ({stored.get(number, 'without a name')}), which this Dinghai "
-            "does not know. Remove that step's folder, or upgrade Dinghai"
+            f"the trace has a {what} that this Dinghai does not know: number {number}, "
+            f"{stored.get(number, 'without a name')}. Remove that step's folder, or upgrade Dinghai"
         )
     return found_N
