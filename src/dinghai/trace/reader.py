@@ -100,18 +100,23 @@ class TraceReader:
             tables.append(table.select(wanted))
         return pa.concat_tables(tables) if tables else _empty(wanted)
 
-    def samples(self, step: int) -> pa.Table:
+    def samples(self, step: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The recorded completions of a step, one row each: `schema.samples_schema`.
+
+        Args:
+            columns: those that are read; None for all. Texts are most of the file.
 
         Raises:
             InputError: there is no such step.
             RunFailed: a file is damaged.
         """
         names = sorted(name for name in self.marker(step).files if schema.is_samples_file(name))
-        tables = [self._read(step, name, None) for name in names]
-        return (
-            pa.concat_tables(tables, promote_options="default") if tables else schema.samples_schema([]).empty_table()
-        )
+        wanted = None if columns is None else list(columns)
+        tables = [self._read(step, name, wanted) for name in names]
+        if not tables:
+            empty = schema.samples_schema([]).empty_table()
+            return empty if wanted is None else empty.select(wanted)
+        return pa.concat_tables(tables, promote_options="default")
 
     def names(self, step: int) -> schema.Names:
         """What the numbers in `region` and `effect` mean, as the step's files say."""
