@@ -60,7 +60,7 @@ def group_heads(reader: TraceReader, step: int) -> list[dict[str, Any]]:
         InputError: there is no such step.
         RunFailed: a file is damaged.
     """
-    samples = reader.samples(step)
+    samples = reader.samples(step, ["sample", "group", "prompt_id", "prompt", "reward"])
     groups, of_sample = np.unique(samples["group"].to_numpy(), return_inverse=True)
     sums = _SumsBy(samples["sample"].to_numpy(), of_sample, len(groups))
     for update in reader.updates(step):

@@ -7,6 +7,7 @@ company are shown as `\\xNN`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -80,20 +81,18 @@ def _runs(places: Sequence[int]) -> list[list[int]]:
 def _put_together(parts: Sequence[bytes]) -> list[str]:
     """The text of each part: the characters that begin in it. One that only continues a character has none."""
     data = b"".join(parts)
-    ends = []
-    for part in parts:
-        ends.append((ends[-1] if ends else 0) + len(part))
+    ends = list(itertools.accumulate(len(part) for part in parts))
     texts = [""] * len(parts)
-    part = place = 0
+    token = place = 0
     while place < len(data):
-        while place >= ends[part]:
-            part += 1
+        while place >= ends[token]:
+            token += 1
         length = _LENGTH_OF_CHARACTER[data[place]]
         try:
-            texts[part] += data[place : place + length].decode("utf-8")
+            texts[token] += data[place : place + length].decode("utf-8")
         except UnicodeDecodeError:
             length = 1
-            texts[part] += f"\\x{data[place]:02x}"
+            texts[token] += f"\\x{data[place]:02x}"
         place += length
     return texts
 
