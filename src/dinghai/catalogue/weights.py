@@ -5,11 +5,12 @@ Shapes: A the two signs of the advantage, N ratios.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from dinghai.objective import Layout, Region, Rule, TokenInputs
+from dinghai.catalogue.lone_tokens import lone_inputs
+from dinghai.objective import Region, Rule
 
 TOKEN_RATIOS = (0.1, 0.5, 0.79, 1.0, 1.27, 1.29, 2.0, 4.0, 10.0)
 SEQUENCE_RATIOS = (0.99, 0.999, 0.9996, 1.0, 1.0003, 1.0005, 1.001, 1.01, 1.1)
@@ -44,12 +45,7 @@ def weight_table(rule: Rule, given: dict[str, float | None]) -> list[WeightRow]:
     ratios = ratios_for(rule)
     ratio_2N = torch.tensor(ratios * 2, dtype=torch.float64)
     advantage_2N = torch.tensor([1.0] * len(ratios) + [-1.0] * len(ratios), dtype=torch.float64)
-    logp_old_2N = torch.full_like(ratio_2N, PROBABILITY).log()
-    log_2N = ratio_2N.log()
-    layout = Layout.packed(ratio_2N.shape, torch.arange(len(ratio_2N) + 1))
-    x = TokenInputs(log_2N, ratio_2N, advantage_2N, logp_old_2N + log_2N, logp_old_2N, layout)
-    if rule.context is not None:
-        x = replace(x, context=rule.context(x, parameters))
+    x = lone_inputs(rule, parameters, ratio_2N, advantage_2N, torch.full_like(ratio_2N, PROBABILITY))
     weight_AN = rule.weight(x, parameters).reshape(2, -1).tolist()
     region_AN = rule.region(x, parameters).reshape(2, -1).tolist()
     return [
