@@ -21,6 +21,7 @@ from dinghai.config.load import CONFIG_FILE, settings_to_json
 from dinghai.config.settings import TrainSettings
 from dinghai.errors import InputError
 from dinghai.files import json_line
+from dinghai.lens.rule_facts import RULE_FILE
 from dinghai.policy.model import choose_device
 
 METRICS_FILE = "metrics.jsonl"
@@ -41,13 +42,17 @@ def choose_folder(settings: TrainSettings) -> Path:
     return folder
 
 
-def create_folder(folder: Path, settings: TrainSettings) -> None:
-    """Makes the run folder with its configuration in it, in one step: whoever is killed leaves a run or nothing."""
+def create_folder(folder: Path, settings: TrainSettings, rule_facts: Mapping[str, Any]) -> None:
+    """Makes the run folder with its configuration in it, in one step: whoever is killed leaves a run or nothing.
+
+    rule_facts: what `probe` found out about the rule; this program has it, and one that reads the run later may not
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
     try:
         aside.mkdir()
         files.write_durably(aside / VERSIONS_FILE, json.dumps(versions(settings), indent=1) + "\n")
+        files.write_durably(aside / RULE_FILE, files.json_line(rule_facts))
         files.write_durably(aside / CONFIG_FILE, settings_to_json(settings))
         files.fsync_folder(aside)
         files.rename(aside, folder)

@@ -15,6 +15,7 @@ from dinghai.config.load import CONFIG_FILE, settings_from_json
 from dinghai.config.settings import RewardSettings, TrainSettings
 from dinghai.errors import InputError
 from dinghai.lens.summary import sentences, summarize
+from dinghai.objective.probe import probe
 from dinghai.trace.writer import discard_steps_from
 from dinghai.train.checkpoint import (
     Checkpoint,
@@ -45,7 +46,7 @@ def train(settings: TrainSettings, allowed_rewards: Collection[str], rule_code: 
     check_sinks(settings.run.sinks)
     beginning = Beginning(settings, allowed_rewards, rule_code)
     with _named_in_errors(folder), contextlib.closing(beginning.task):
-        create_folder(folder, beginning.settings)
+        create_folder(folder, beginning.settings, probe(beginning.policy_loss))
         _run(folder, beginning, None)
 
 
