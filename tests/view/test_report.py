@@ -79,8 +79,20 @@ def test_the_policy_allows_this_script_and_style_alone(page: str) -> None:
 def test_nothing_is_asked_of_the_network(page: str) -> None:
     outline = Outline(page)
     own = "".join(outline.inline["script"] + outline.inline["style"]).replace("http://www.w3.org/2000/svg", "")
-    for word in ("http:", "https:", "//cdn", "fetch(", "XMLHttpRequest", "import(", "@import", "url(", "WebSocket"):
+    for word in (
+        "http:",
+        "https:",
+        "//cdn",
+        "fetch(",
+        "XMLHttpRequest",
+        "import(",
+        "@import",
+        "WebSocket",
+        "EventSource",
+    ):
         assert word not in own
+    # A style may name a pattern of the page itself, as url(#hatch), and nothing else.
+    assert not re.search(r"url\((?!#)", "".join(outline.inline["style"]))
 
 
 def test_the_page_is_built_of_text_only() -> None:
@@ -212,17 +224,25 @@ def test_a_large_run_is_cut_to_the_bound(tmp_path: Path) -> None:
     assert read_data(page)["tokens"]
 
 
-def test_many_steps_are_thinned_and_the_non_finite_kept(tmp_path: Path) -> None:
+def test_long_curves_are_thinned_and_lose_no_spike(tmp_path: Path) -> None:
+    """A point then stands for several steps, with their lowest and highest; what is not finite stands by itself."""
     folder = tmp_path / "many"
     folder.mkdir()
     rows = [{"step": step, "entropy": 0.5, "reward/mean": step / 1e4} for step in range(1, 10_001)]
     rows[4_321]["entropy"] = "NaN"  # type: ignore[assignment]
+    rows[7_000]["entropy"] = 9.5
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = read_data(make_page(folder))
-    entropy = next(chart for chart in data["curves"] if chart["title"] == "Entropy")["series"][0]["points"]
-    assert len(entropy) <= 602
-    assert entropy[-1] == [10_000, 0.5]
-    assert [4_322, "NaN"] in entropy
+    entropy = next(chart for chart in data["curves"] if chart["title"] == "Entropy")["series"][0]
+    points = entropy["points"]
+    assert entropy["every"] == 25
+    assert len(points) == 401
+    assert points[0] == [1, 0.5, 0.5, 0.5]
+    assert points[-1] == [9_976, 0.5, 0.5, 0.5]
+    assert [4_322, "NaN"] in points
+    assert [7_001, 0.5 + 9 / 25, 0.5, 9.5] in points
+    reward = next(chart for chart in data["curves"] if chart["title"] == "Reward")["series"][0]
+    assert reward["points"][0] == [1, 0.0013, 0.0001, 0.0025]
 
 
 def test_a_run_without_trace_or_model_says_so(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files as package_files
 
+from dinghai.view.palette import palette_css
+
 _IMPORT = re.compile(r'^import \{ ([\w$]+(?:, [\w$]+)*) \} from "\./([\w-]+\.js)";$')
 _DECLARED = re.compile(r"^(?:export )?(?:async )?(?:function\*?|const|let|class) ([\w$]+)", re.MULTILINE)
 _EXPORTED = re.compile(r"^export (?:async )?(?:function\*?|const|class) ([\w$]+)", re.MULTILINE)
@@ -34,8 +36,8 @@ def script(entry: str) -> str:
 
 
 def style(names: Sequence[str]) -> str:
-    """The style sheets one after another."""
-    return "\n".join(page_file(name) for name in names)
+    """The palette and the style sheets, one after another."""
+    return "\n".join([palette_css(), *(page_file(name) for name in names)])
 
 
 def page_file(name: str) -> str:

@@ -70,7 +70,7 @@ def render(data: dict[str, Any]) -> bytes:
         style=style,
         script=script,
         verdict="".join(f"<p>{html.escape(sentence)}</p>" for sentence in data["verdict"]),
-        notes=f'<div class="notes">{notes}</div>' if notes else "",
+        notes=notes,
         data=embedded_json(data),
     )
     return text.encode("utf-8", "backslashreplace")

@@ -9,11 +9,12 @@ from typing import Any
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.summary import weighted_mean
+from dinghai.view.terminal import safe
 
 Row = dict[str, Any]
 Chart = dict[str, Any]
 
-POINTS_AT_MOST = 600  # of a curve; a wider page has no room for more
+POINTS_AT_MOST = 400  # of a curve: more than a card has pixels for
 
 # title, note, whether the values are shares, [(name, key)]
 _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
@@ -43,6 +44,35 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
     ("KL to the reference", "nats a token, k1 estimate", False, [("KL", "kl_ref_k1")]),
     ("KL to the reference", "nats a token, k2 estimate", False, [("KL", "kl_ref_k2")]),
     ("KL to the reference", "nats a token, k3 estimate", False, [("KL", "kl_ref_k3")]),
+    ("Weight of that KL", "beta", False, [("beta", "kl_ref_beta")]),
+    (
+        "Furthest token",
+        "largest |log π_new − log π_old| of a token in the step",
+        False,
+        [("furthest", "clip/log_ratio_abs_max")],
+    ),
+    (
+        "Effective sample size",
+        "share of the batch that its ratios leave: 1 where all agree",
+        True,
+        [("of the ratios", "clip/ess_fraction"), ("old against sampler", "correction/ess_fraction")],
+    ),
+    (
+        "Rollout correction",
+        "share of the tokens; sequences: all of whose tokens are dropped",
+        True,
+        [
+            ("tokens dropped", "correction/dropped_fraction"),
+            ("truncated", "correction/truncated_fraction"),
+            ("sequences dropped", "correction/dropped_sequences_fraction"),
+        ],
+    ),
+    (
+        "KL(sampler‖old)",
+        "nats a token, k3 estimate: how far the engine and the trainer disagree",
+        False,
+        [("KL", "correction/kl_sampler_old_k3")],
+    ),
     ("Critic", "explained variance of the returns: 1 is perfect", False, [("critic", "critic/explained_variance")]),
     (
         "Time",
@@ -61,9 +91,8 @@ def curves(metrics: Metrics) -> list[Chart]:
     charts = []
     for title, note, share, named in _CURVES:
         if title == "Reward" and len(parts) > 1:
-            named = [*named, *((part.removeprefix("reward/").removesuffix("/mean"), part) for part in parts)]
-        series = [{"name": name, "points": points(metrics.rows, key)} for name, key in named]
-        series = [one for one in series if one["points"]]
+            named = [*named, *((safe(part.removeprefix("reward/").removesuffix("/mean")), part) for part in parts)]
+        series = [one for name, key in named if (one := _series(name, metrics.rows, key))["points"]]
         if series:
             charts.append({"title": title, "note": note, "share": share, "series": series})
     return charts
@@ -82,7 +111,7 @@ def region_charts(metrics: Metrics) -> list[Chart]:
     ]
     charts = []
     for title, note, key, names, top in wanted:
-        series = [{"name": name, "points": points(rows, key.format(name))} for name in names]
+        series = [_series(name, rows, key.format(name), spread=False) for name in names]
         series = [one for one in series if any(_above_zero(y) for _, y in one["points"])]
         if series:
             charts.append({"title": title, "note": note, "share": True, "top": top, "series": series})
@@ -90,29 +119,35 @@ def region_charts(metrics: Metrics) -> list[Chart]:
 
 
 def update_charts(metrics: Metrics) -> list[Chart]:
-    """The bars by update index within a batch: how the policy leaves the one that sampled."""
+    """The bars by update index within a batch: how the policy leaves the one that sampled.
+
+    The first two show by update what `region_charts` shows by step, region upon region.
+    """
     by_index = _rows_by_update(metrics)
-    wanted = [
-        (
-            "Stopped, and outside the band",
-            "share of the tokens with a signal, by update",
-            True,
-            [("stopped", "stopped_fraction"), ("outside the band", "band_fraction")],
-        ),
-        ("KL(old‖new)", "nats a token, k3 estimate, by update", False, [("KL", "kl_old_new_k3")]),
+    entries = [entry for rows in by_index.values() for entry in rows]
+    removed = "gradient_removed" if any("gradient_removed/total" in entry for entry in entries) else "weight_removed"
+    fractions = [(name, f"region/{name}_fraction") for name in _OUTSIDE]
+    shares = [(name, f"{removed}/{name}") for name in REGIONS]
+    measures = [("stopped", "stopped_fraction"), ("outside the band", "band_fraction")]
+    wanted: list[tuple[str, str, bool, bool, str, list[tuple[str, str]]]] = [
+        ("Tokens outside the band, by update", "share of the tokens trained on", True, True, "tokens", fractions),
+        ("Gradient removed, by update", "share of the update's gradient", True, True, "signal_tokens", shares),
+        ("Stopped, and outside the band, by update", "of tokens with a signal", True, False, "signal_tokens", measures),
+        ("KL(old‖new), by update", "nats a token, k3 estimate", False, False, "tokens", [("KL", "kl_old_new_k3")]),
     ]
     charts = []
-    for title, note, share, named in wanted:
+    for title, note, share, stacked, weight, named in wanted:
         series = [
-            {
-                "name": name,
-                "values": [_number(weighted_mean(rows, key, weight="signal_tokens")) for rows in by_index.values()],
-            }
+            {"name": name, "values": [_number(weighted_mean(rows, key, weight)) for rows in by_index.values()]}
             for name, key in named
         ]
-        if any(value is not None for one in series for value in one["values"]):
+        known = any(value is not None for one in series for value in one["values"])
+        if stacked:
+            series = [one for one in series if any(v is not None and _above_zero(v) for v in one["values"])]
+        if known:
             names = list(update_names(metrics).values())
-            charts.append({"title": title, "note": note, "share": share, "labels": names, "series": series})
+            chart = {"title": title, "note": note, "share": share, "labels": names, "series": series}
+            charts.append({**chart, "stacked": stacked})
     return charts
 
 
@@ -135,17 +170,45 @@ def _rows_by_update(metrics: Metrics) -> dict[int, list[Row]]:
     return dict(sorted(by_index.items()))
 
 
-def points(rows: Sequence[Row], key: str) -> list[list[Any]]:
-    """[step, value] of each row that has the metric, thinned to `POINTS_AT_MOST`; non-finite values are always kept."""
-    found = [[row["step"], _number(row[key])] for row in rows if isinstance(row.get(key), int | float)]
-    if len(found) <= POINTS_AT_MOST:
-        return found
-    every = math.ceil(len(found) / (POINTS_AT_MOST - 1))
-    return [
-        point
-        for index, point in enumerate(found)
-        if index % every == 0 or index == len(found) - 1 or isinstance(point[1], str)
-    ]
+def _series(name: str, rows: Sequence[Row], key: str, spread: bool = True) -> dict[str, Any]:
+    """A curve. `every` is how many steps a point stands for, where that is more than one."""
+    found = points(rows, key, spread)
+    every = _thinning(sum(_is_number(row.get(key)) for row in rows))
+    return {"name": name, "points": found, **({"every": every} if every > 1 else {})}
+
+
+def points(rows: Sequence[Row], key: str, spread: bool = True) -> list[list[Any]]:
+    """[step, value] of each row that has the metric; of long runs [first step, mean, lowest, highest] of several rows.
+
+    So no spike is lost. Of several rows that are not finite the first is kept, by itself.
+
+    Args:
+        spread: False: without lowest and highest.
+    """
+    found = [(row["step"], row[key]) for row in rows if _is_number(row.get(key))]
+    every = _thinning(len(found))
+    if every == 1:
+        return [[step, _number(value)] for step, value in found]
+    out: list[list[Any]] = []
+    for start in range(0, len(found), every):
+        out += _merged(found[start : start + every], spread)
+    return out
+
+
+def _thinning(count: int) -> int:
+    return max(1, math.ceil(count / POINTS_AT_MOST))
+
+
+def _merged(found: list[tuple[int, float]], spread: bool) -> list[list[Any]]:
+    """The points that stand for some rows: one for all that are finite, one for the first that is not."""
+    finite = [(step, value) for step, value in found if math.isfinite(value)]
+    lost = [[step, _number(value)] for step, value in found if not math.isfinite(value)][:1]
+    if not finite:
+        return lost
+    values = [value for _, value in finite]
+    range_of = [_number(min(values)), _number(max(values))] if spread else []
+    mean = [finite[0][0], _number(math.fsum(values) / len(values)), *range_of]
+    return sorted([mean, *lost], key=lambda point: point[0])
 
 
 def _number(value: float | None) -> float | str | None:
@@ -161,6 +224,10 @@ def _number(value: float | None) -> float | str | None:
 
 def _above_zero(value: Any) -> bool:
     return isinstance(value, str) or value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_reward_part(key: str) -> bool:

@@ -1,32 +1,71 @@
-// What happened in the run and what the clip did: facts and curves.
-import { chartCard, drawBars, drawLines, drawStack } from "./charts.js";
+// What happened in the run and what the rule did: verdict, facts, curves, regions.
+import { chartFigure, drawBars, drawLines, drawStack } from "./charts.js";
 import { el } from "./dom.js";
 
-const byPlace = index => `k${index % 6}`, byRegion = (_, name) => `r-${name}`;
+const byRegion = (_, name) => `r-${name}`;
 
-function cards(charts, draw, classOf, wide) {
-  return el("div", wide ? "charts wide" : "charts", ...charts.map(chart => chartCard(chart, draw, classOf)));
+export function heading(title, lead) {
+  return [el("h2", "", title), lead ? el("p", "lead", lead) : ""];
 }
 
-export function section(title, lead, ...content) {
-  return el("section", "part", el("h2", "", title), lead ? el("p", "lead", lead) : "", ...content);
+// Cards of charts, of which one whose title is there already is drawn anew in its place.
+function gallery(draw, classOf, classes) {
+  const node = el("div", classes), cards = new Map();
+  return {
+    node,
+    show(charts) {
+      for (const [title, card] of cards) {
+        if (!charts.some(chart => chart.title === title)) { card.node.remove(); cards.delete(title); }
+      }
+      charts.forEach((chart, place) => {
+        if (cards.has(chart.title)) { cards.get(chart.title).update(chart); return; }
+        const card = chartFigure(chart, draw(chart), classOf(chart));
+        cards.set(chart.title, card);
+        node.insertBefore(card.node, node.children[place] || null);
+      });
+    },
+  };
 }
 
-export function factList(facts) {
-  return facts.map(([name, value, more]) => el("div", "", el("dt", "", name), el("dd", "", value, more ? el("small", "", more) : null)));
+export function mountVerdict(host, source, run) {
+  const verdict = el("div", "verdict"), facts = el("dl", "facts"), notes = el("div", "notes");
+  host.replaceChildren(verdict, facts, notes);
+  const refresh = async () => {
+    const data = await source.overview(run);
+    verdict.replaceChildren(...data.verdict.map(sentence => el("p", "", sentence)));
+    facts.replaceChildren(...data.facts.map(([name, value, more]) =>
+      el("div", "", el("dt", "", name), el("dd", "", value, more ? el("small", "", more) : null))));
+    notes.replaceChildren(...data.notes.map(note => el("p", "", note)));
+    notes.hidden = data.notes.length === 0;
+  };
+  return refresh().then(() => ({ refresh }));
 }
 
-export async function mountOverview(host, source, run) {
-  const data = await source.overview(run);
-  const parts = [];
-  if (data.curves.length) parts.push(section("What happened", "", cards(data.curves, drawLines, byPlace)));
-  if (data.regions_over_time.length) {
-    parts.push(section("What the clip did", "Where each token's ratio stood when it was updated, and where gradient was taken away.",
-      cards(data.regions_over_time, drawStack, byRegion)));
-  }
-  if (data.by_update.length) {
-    parts.push(section("Within a batch", "The first update of a batch has r = 1, so what bounds the ratio can only act later. Means over the run, by update index.",
-      cards(data.by_update, drawBars, byPlace, true)));
-  }
-  host.replaceChildren(...parts);
+export function mountCurves(host, source, run) {
+  const curves = gallery(() => drawLines, () => undefined, "charts");
+  host.replaceChildren(...heading("Curves"), curves.node);
+  const refresh = async () => {
+    const data = await source.overview(run);
+    curves.show(data.curves);
+    host.hidden = data.curves.length === 0;
+  };
+  return refresh().then(() => ({ refresh }));
+}
+
+export function mountRegions(host, source, run) {
+  const overTime = gallery(() => drawStack, () => byRegion, "charts");
+  const byUpdate = gallery(() => drawBars, chart => (chart.stacked ? byRegion : undefined), "charts wide");
+  const batch = el("div", "batch", el("h3", "", "Within a batch"),
+    el("p", "lead", "The first update of a batch has r = 1, so what bounds the ratio can only act later. Means over the run, by the update's index."),
+    byUpdate.node);
+  host.replaceChildren(...heading("What the rule did", "Where each token's ratio stood when it was updated, and where gradient was taken away."),
+    overTime.node, batch);
+  const refresh = async () => {
+    const data = await source.overview(run);
+    overTime.show(data.regions_over_time);
+    byUpdate.show(data.by_update);
+    batch.hidden = data.by_update.length === 0;
+    host.hidden = data.regions_over_time.length === 0 && batch.hidden;
+  };
+  return refresh().then(() => ({ refresh }));
 }

@@ -1,21 +1,27 @@
-// The settings of the run, the versions it was trained with, and what wrote the page.
+// The settings of the run, what it cost, what it was trained with, and what wrote the page.
 import { el } from "./dom.js";
-import { section } from "./overview.js";
+import { heading } from "./overview.js";
 
 function table(rows) {
-  return el("table", "settings", ...rows.map(([name, value]) => el("tr", "", el("td", "", name), el("td", "", value))));
+  return el("table", "settings", el("tbody", "", ...rows.map(([name, value]) => el("tr", "", el("td", "", name), el("td", "", value)))));
 }
 
-export async function mountSettings(host, source, run) {
-  const data = await source.overview(run);
-  const half = Math.ceil(data.settings.length / 2);
-  host.replaceChildren();
-  if (data.settings.length) {
-    host.append(section("Settings", "", el("div", "two", table(data.settings.slice(0, half)), table(data.settings.slice(half)))));
-  }
-  const listed = rows => rows.map(([name, value]) => `${name} ${value}`).join(", ");
-  const footer = el("div", "made");
-  if (data.trained_with.length) footer.append(el("p", "", `Trained with ${listed(data.trained_with)}.`));
-  footer.append(el("p", "", `This page was written with ${listed(data.versions)}. It holds everything it shows and loads nothing.`));
-  host.append(footer);
+function halves(rows) {
+  const half = Math.ceil(rows.length / 2);
+  return el("div", "two", table(rows.slice(0, half)), table(rows.slice(half)));
+}
+
+export function mountSettings(host, source, run) {
+  const refresh = async () => {
+    const data = await source.overview(run);
+    const parts = [];
+    if (data.settings.length) parts.push(...heading("Settings"), halves(data.settings));
+    if (data.costs.length) parts.push(el("h3", "", "What it cost"), halves(data.costs));
+    const versions = [...data.trained_with.map(([name, value]) => [`trained with ${name}`, value])];
+    if (versions.length) parts.push(el("h3", "", "Versions"), halves(versions));
+    const writer = data.versions.map(([name, value]) => `${name} ${value}`).join(", ");
+    parts.push(el("p", "made", `This page was written with ${writer}.${source.live ? "" : " It holds everything it shows and loads nothing."}`));
+    host.replaceChildren(...parts);
+  };
+  return refresh().then(() => ({ refresh }));
 }
