@@ -1,6 +1,6 @@
 // Charts in SVG: lines, stacked areas, bars. Each is drawn at the width of its card and again when that changes.
 import { el, svgEl } from "./dom.js";
-import { crosshair, figureCard } from "./figure.js";
+import { crosshair, chartBox } from "./figure.js";
 import { formatNumber, formatShare, isNumber, words } from "./format.js";
 
 export const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
@@ -229,7 +229,7 @@ export function hover(card, plot, chart, format, classOf) {
   });
 }
 
-// What figureCard needs to know of a chart.
+// What chartBox needs to know of a chart.
 function chartSpec(chart, draw, classOf) {
   const format = chart.share ? formatShare : formatNumber;
   const keys = chart.series.map((one, index) => {
@@ -237,10 +237,9 @@ function chartSpec(chart, draw, classOf) {
     const classes = draw === drawLines ? `line ${classOf(index, one.name, one)}` : classOf(index, one.name, one);
     return { classes, text: draw === drawLines && one.points.length ? `${name} · last ${format(one.points[one.points.length - 1][1])}` : name };
   });
-  const remarks = [chart.note, draw === drawLines ? smoothingRemark(chart) : ""].filter(Boolean);
   const shown = chart.labels && chart.series.length === 1 ? [] : keys;
   return {
-    title: chart.title, note: remarks.join(". "), keys: shown,
+    title: chart.title, note: chart.note, keys: shown, remark: draw === drawLines ? smoothingRemark(chart) : "",
     label: `${chart.title}: ${chart.series.map(one => one.label || words(one.name)).join(", ")}. The arrow keys read its values.`,
     draw: (card, width) => draw(card, chart, width, classOf),
   };
@@ -257,7 +256,7 @@ function smoothingRemark(chart) {
 
 // A chart in a card: { node, update(chart) }.
 export function chartFigure(chart, draw, classOf = (index, name, one) => lineClass(one, index)) {
-  const card = figureCard(chartSpec(chart, draw, classOf));
+  const card = chartBox(chartSpec(chart, draw, classOf));
   return { node: card.node, update: next => card.update(chartSpec(next, draw, classOf)) };
 }
 

@@ -20,6 +20,7 @@ export function makeTip(host) {
   tip.hidden = true;
   host.append(tip);
   return {
+    node: tip,
     show(x, y, ...content) {
       tip.replaceChildren(...content);
       tip.hidden = false;

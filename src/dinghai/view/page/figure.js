@@ -1,18 +1,16 @@
 // A card that holds one figure: its title, key, tooltip, and a button that saves it as a file.
 import { el, keyed, makeTip, svgEl } from "./dom.js";
-import { saveFigure } from "./save.js";
+import { saveButton } from "./save.js";
 
 // spec: { title, note, keys: [{ classes, text }], label, draw(card, width) -> svg }
 // `label` says to a reader who does not see the figure what it shows. Returns { node, tip, update(spec) }.
-export function figureCard(spec) {
+export function chartBox(spec) {
   const heading = el("h3"), note = el("p", "note"), keys = el("div", "keys");
-  const save = el("button", "save", "SVG");
-  save.type = "button";
+  let current = spec, drawn = null, width = 0;
+  const save = saveButton(() => ({ ...current, svg: drawn }));
   const node = el("section", "card", heading, save, note, keys);
   const card = { node, tip: makeTip(node), place: null, update };
-  let current = spec, drawn = null, width = 0;
-
-  save.addEventListener("click", () => { if (drawn) saveFigure(drawn, current); });
+  card.tip.node.setAttribute("role", "status");
 
   function write() {
     heading.textContent = current.title;
@@ -20,8 +18,6 @@ export function figureCard(spec) {
     note.hidden = !current.note;
     keys.replaceChildren(...(current.keys || []).map(one => keyed(one.classes, one.text)));
     keys.hidden = !current.keys || !current.keys.length;
-    save.setAttribute("aria-label", `Save the figure “${current.title}” as an SVG file`);
-    save.title = "Save as an SVG file";
   }
 
   function draw() {
@@ -37,6 +33,7 @@ export function figureCard(spec) {
 
   function update(next) {
     current = next;
+    card.tip.hide();
     write();
     draw();
   }

@@ -1,5 +1,5 @@
 // Saves a figure as an .svg file that stands alone: its colours are written into it, and title and key lie inside.
-import { svgEl } from "./dom.js";
+import { el, svgEl } from "./dom.js";
 
 const SAVED_STYLES = {
   "fill-opacity": "1", "stroke-width": "1px", "stroke-opacity": "1", "stroke-dasharray": "none", "stroke-linejoin": "miter",
@@ -8,9 +8,19 @@ const SAVED_STYLES = {
 const FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif", MONO = "'DejaVu Sans Mono', Menlo, Consolas, monospace";
 const PADDING = 12, LINE = 15;
 
-// figure: { title, note, keys: [{ classes, text }] }
-export function saveFigure(svg, figure) {
-  const content = standalone(svg, figure);
+// A button that saves a figure. figureOf() -> { svg, title, note, keys: [{ classes, text }] }, as it is when it is pressed;
+// note and keys may be missing, and `remark` is a note that only the file has.
+export function saveButton(figureOf) {
+  const button = el("button", "save", "SVG");
+  button.type = "button";
+  button.title = "Save this figure as an SVG file";
+  button.setAttribute("aria-label", button.title);
+  button.addEventListener("click", () => { const figure = figureOf(); if (figure.svg) saveFigure(figure); });
+  return button;
+}
+
+function saveFigure(figure) {
+  const content = standalone(figure);
   const address = URL.createObjectURL(new Blob([new XMLSerializer().serializeToString(content)], { type: "image/svg+xml" }));
   const link = document.createElement("a");
   link.href = address;
@@ -20,7 +30,8 @@ export function saveFigure(svg, figure) {
 }
 
 // The figure with title, note and key above it, in light colours whatever the page's theme is.
-export function standalone(svg, figure) {
+export function standalone(figure) {
+  const svg = figure.svg;
   return inLight(() => {
     const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
     const full = width + 2 * PADDING;
@@ -30,7 +41,7 @@ export function standalone(svg, figure) {
     let y = PADDING + 8;
     const write = (text, attributes) => out.append(svgEl("text", { x: PADDING, y, "font-size": 12, fill: "#1d2329", ...attributes }, text));
     for (const line of wrapped(figure.title, width, "600 13px")) { write(line, { "font-size": 13, "font-weight": 600 }); y += LINE + 1; }
-    for (const line of wrapped(figure.note || "", width, "11px")) { write(line, { "font-size": 11, fill: "#5c6670" }); y += LINE; }
+    for (const line of wrapped([figure.note, figure.remark].filter(Boolean).join(". "), width, "11px")) { write(line, { "font-size": 11, fill: "#5c6670" }); y += LINE; }
     y = writeKeys(out, svg, figure.keys || [], width, y + 2);
     const body = copied(svg);
     body.setAttribute("transform", `translate(${PADDING} ${y - 6})`);
