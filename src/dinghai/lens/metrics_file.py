@@ -49,17 +49,22 @@ def load_metrics(path: Path) -> Metrics:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}. Is it the metrics file of a run?") from error
     torn = lines.pop()  # what follows the last line feed: nothing, unless the run died while writing
-    rows = [_parse(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [parse_line(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     notes = []
     if torn.strip():
         try:
-            rows.append(_parse(torn, path, len(lines) + 1))
+            rows.append(parse_line(torn, path, len(lines) + 1))
         except InputError:
             notes.append(f"the last line of {path.name} was not written to its end and is left out")
     return Metrics(rows, notes)
 
 
-def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """One row of a metrics file; `path` and `number` are for the message.
+
+    Raises:
+        InputError: the line is not a JSON object with a step.
+    """
     try:
         row = parse_json(line)
     except ValueError as error:
