@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dinghai.errors import RunFailed
 from dinghai.lens.rewards import group_rewards
 from dinghai.lens.tokens import read_tokens
 from dinghai.trace import TraceReader
@@ -38,7 +39,7 @@ class Axis:
 
     @property
     def edges(self) -> list[float]:
-        return np.linspace(-self.half_width, self.half_width, self.count + 1).tolist()
+        return [float(f"{edge:.9g}") for edge in np.linspace(-self.half_width, self.half_width, self.count + 1)]
 
     def place(self, x_N: np.ndarray) -> np.ndarray:
         """The bin of each number, none of which is NaN: [N] float32 -> [N] int64."""
@@ -68,28 +69,30 @@ class Bins:
 
 
 def bins_for(reader: TraceReader, rule_facts: Mapping[str, Any] | None = None) -> Bins:
-    """The bins of a run, from its rule's bounds and from a few of its recorded steps.
+    """The bins of a run, from its rule's bounds and from a few of its recorded steps. Damaged steps are passed over.
 
     Args:
         rule_facts: as `dinghai.lens.rule_facts.load_rule_facts` gives them; None where the run has none.
 
     Raises:
-        RunFailed: a file of the trace is damaged.
+        InputError: a newer version of Dinghai wrote the trace.
     """
-    steps = evenly_spaced(reader.steps(), _STEPS_LOOKED_AT)
     bound = _widest_bound(rule_facts)
     log_ratio, advantage = 0.0, 0.0
-    rewards = [0.0]
-    for step in steps:
-        last = reader.updates(step)[-1:]  # in which the ratios have gone furthest
-        for update in last:
-            tokens = read_tokens(reader, step, update, ["advantage"] if bound else ["advantage", "log_ratio"])
-            advantage = max(advantage, _largest(tokens.advantage, 1.0))
-            if not bound:
-                log_ratio = max(log_ratio, _largest(tokens.log_ratio, _QUANTILE))
-        rewards += [reward for reward in group_rewards(reader, step).reward.tolist() if math.isfinite(reward)]
+    rewards: list[float] = []
+    for step in evenly_spaced(reader.steps(), _STEPS_LOOKED_AT):
+        try:
+            found = group_rewards(reader, step).reward
+            last = reader.updates(step)[-1:]  # in which the ratios have gone furthest
+            tokens = [read_tokens(reader, step, update, ["advantage", "log_ratio"]) for update in last]
+        except RunFailed:  # said by whatever reads the step in order to show it
+            continue
+        rewards += found[np.isfinite(found)].tolist()
+        for of_update in tokens:
+            advantage = max(advantage, _largest(of_update.advantage, 1.0))
+            log_ratio = max(log_ratio, _largest(of_update.log_ratio, _QUANTILE))
     half_width = _BOUNDS_SHOWN * bound if bound else max(log_ratio, _LEAST_HALF_WIDTH)
-    return Bins.of(round_up(half_width), round_up(advantage or 1.0), reward_edges(rewards[1:] or rewards))
+    return Bins.of(round_up(half_width), round_up(advantage or 1.0), reward_edges(rewards or [0.0]))
 
 
 def evenly_spaced(steps: Sequence[int], count: int) -> list[int]:
@@ -151,7 +154,7 @@ def place_position(position_N: np.ndarray) -> np.ndarray:
 
 
 def position_rows(used: int) -> list[tuple[int, int]]:
-    """How the first `used` fine bins of positions are merged to at most POSITION_ROWS rows: first bin, and the one after.
+    """How the first `used` fine bins of positions make at most POSITION_ROWS rows: the first bin of each, and its end.
 
     Rows of a longer answer are halves, quarters, … of those of a shorter one, so that a growing run keeps its edges.
     """

@@ -147,8 +147,7 @@ class Census:
         self.noise += np.bincount(place_N, minlength=len(self.noise))
 
     def as_dict(self) -> dict[str, Any]:
-        """The census as JSON: see `census`. Tokens that are not finite count in `tokens`, `signal` and `stopped` above
-        all, but have no gradient that could be added."""
+        """The census as JSON: see `census`."""
         whole = self.probability.rows([(0, len(PROBABILITY_EDGES) - 1)])[0]
         counts = dict(zip(_COUNTS, (self.flags @ _OF_FLAGS).tolist(), strict=True))
         positions = position_rows(self.position.used())
@@ -250,7 +249,7 @@ class _Table:
         self.sums[:, 1] += np.bincount(row_N[fates.lost], fates.removed, minlength=rows)
 
     def count_ids(self, id_N: np.ndarray, fates: _Fates) -> None:
-        """Add each token to the row of its id. The ids are many and most do not occur, so those that do are numbered."""
+        """Add each token to the row of its id. Of the many ids most do not occur, so those that do are numbered."""
         if not len(id_N):
             return
         occurs = np.zeros(int(id_N.max()) + 1, dtype=bool)
@@ -298,14 +297,15 @@ def census(
         rows_at_most: tokens that are read. Where there are more, evenly spaced steps are read, at least one.
 
     Returns:
-        tokens, signal (A ≠ 0), stopped, outside (the band): counts. gradient, removed: sums.
-        masked, not_finite: tokens that took no part; tokens with NaN or infinity, which are in no table below.
+        tokens, signal (A ≠ 0), stopped, outside (the band): counts. gradient, removed: sums, of finite tokens.
+        masked: tokens that took no part and count nowhere else.
+        not_finite: how many of `tokens` have NaN or infinity; they are in no table below.
         steps: the first and the last. sampled: which of them were read, in words, or None. notes: what was not read.
         map: sparse cells [log-ratio bin, advantage bin, region, tokens, stopped, removed]; the outermost bins take all
             beyond.
         ratio: tokens by log-ratio for each region; noise: how far apart π_old and π_sampler are, which are two
             evaluations of the same weights (None where the engine gave no log-probs).
-        by_position (in the completion), by_probability (π_old of the token), by_reward (mean of the token's group): rows.
+        by_position (in the completion), by_probability (π_old of the token), by_reward (mean of its group): rows.
         by_token: a row for each of the ids that lost most gradient.
 
     Raises:

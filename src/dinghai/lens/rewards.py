@@ -31,8 +31,8 @@ class GroupRewards:
         found_N = np.minimum(row_N, len(self.sample) - 1)
         if len(sample_N) and (not len(self.sample) or (self.sample[found_N] != sample_N).any()):
             raise RunFailed(
-                f"the trace of step {self.step} is damaged: it has tokens of a completion that its samples do not list. "
-                "Remove that step's folder"
+                f"the trace of step {self.step} is damaged: it has tokens of a completion that its samples do not "
+                "list. Remove that step's folder"
             )
         return found_N
 
