@@ -24,7 +24,7 @@ from dinghai.errors import InputError, RunFailed
 from dinghai.trace import Names, TraceReader
 from dinghai.view.report import BYTES_AT_MOST, embedded_json, write_report
 from dinghai.view.terminal import safe
-from dinghai.view.token_text import load_token_text, visible
+from dinghai.view.token_text import load_token_text, speller
 
 
 class Outline(HTMLParser):
@@ -51,6 +51,15 @@ class Outline(HTMLParser):
 
 def make_page(folder: Path) -> str:
     return write_report(folder).read_text("utf-8")
+
+
+def steps_shown(data: dict[str, Any]) -> list[int]:
+    return [one["step"] for one in data["traced"]["steps"]]
+
+
+def first_sample(data: dict[str, Any]) -> dict[str, Any]:
+    sample: dict[str, Any] = next(iter(data["groups"].values()))["samples"][0]
+    return sample
 
 
 def test_the_page_has_the_elements_it_should_and_no_others(page: str) -> None:
@@ -138,8 +147,10 @@ def test_every_payload_is_shown_and_none_acts(tmp_path: Path) -> None:
     assert [tag for tag, _ in outline.tags].count("script") == 2
     assert not {"img", "b"} & {tag for tag, _ in outline.tags}
     data = read_data(page)
-    assert ["</script><script>window.hit=1</script>", '"<img src=x onerror=window.hit=1>"'] in data["settings"]
-    assert any(one["name"] == "</script>" for chart in data["curves"] for one in chart["series"])
+    assert ["</script><script>window.hit=1</script>", '"<img src=x onerror=window.hit=1>"'] in data["overview"][
+        "settings"
+    ]
+    assert any(one["name"] == "</script>" for chart in data["overview"]["curves"] for one in chart["series"])
 
 
 def rows_of(reader: TraceReader, step: int, update: int, sample: int) -> dict[str, np.ndarray]:
@@ -154,7 +165,7 @@ def rows_of(reader: TraceReader, step: int, update: int, sample: int) -> dict[st
 def assert_as_recorded(data: dict[str, Any], names: Names, fate: dict[str, Any], rows: dict[str, np.ndarray]) -> None:
     count = len(rows["token"])
     for column, known, stored in (("region", "regions", names.regions), ("effect", "effects", names.effects)):
-        shown = [data[known][i]["name"] for i in np.broadcast_to(fate[column], count)]
+        shown = [data["overview"][known][i]["name"] for i in np.broadcast_to(fate[column], count)]
         assert shown == [stored[i] for i in rows[column].tolist()]
     ratio = np.exp(rows["logp_new"].astype(float) - rows["logp_old"].astype(float))
     assert np.allclose(np.broadcast_to(fate["ratio"], count), ratio, rtol=1e-4)
@@ -167,19 +178,21 @@ def test_the_data_are_the_record(run_folder: Path, page: str) -> None:
     data, reader = read_data(page), TraceReader(run_folder / "trace")
     load = load_token_text(run_folder / "model/tokenizer.json")
     assert load is not None
-    text = visible(load)
-    assert [step["step"] for step in data["tokens"]] == [1, 4, 6]
+    spell = speller(load)
+    # The first, the middle and the last; and the second, in which the rule removed most gradient.
+    assert steps_shown(data) == [1, 2, 4, 6]
     compared = 0
-    for step in data["tokens"]:
-        names = reader.names(step["step"])
-        stored = {row["sample"]: row for row in reader.samples(step["step"]).to_pylist()}
-        for shown in (one for group in step["groups"] for one in group["samples"]):
+    for group in data["groups"].values():
+        step = group["step"]
+        names = reader.names(step)
+        stored = {row["sample"]: row for row in reader.samples(step).to_pylist()}
+        for shown in group["samples"]:
             completion = stored[shown["id"]]["completion"]
             assert not completion.isascii() or "".join(shown["text"]) == safe(completion) + "<|end|>"
             assert shown["reward"] == stored[shown["id"]]["reward"]
             for update, fate in shown["updates"].items():
-                rows = rows_of(reader, step["step"], int(update), shown["id"])
-                assert shown["text"] == [text(token) for token in rows["token"].tolist()]
+                rows = rows_of(reader, step, int(update), shown["id"])
+                assert shown["text"] == spell(rows["token"].tolist()).text
                 assert_as_recorded(data, names, fate, rows)
                 compared += len(rows["token"])
     assert compared > 1_000
@@ -188,8 +201,7 @@ def test_the_data_are_the_record(run_folder: Path, page: str) -> None:
 def test_hostile_completions_are_among_those_shown(page: str) -> None:
     shown = {
         "".join(sample["text"]).removesuffix("<|end|>")
-        for step in read_data(page)["tokens"]
-        for group in step["groups"]
+        for group in read_data(page)["groups"].values()
         for sample in group["samples"]
     }
     assert len(shown & {safe(payload) for payload in payloads.ALL}) >= 5
@@ -197,23 +209,23 @@ def test_hostile_completions_are_among_those_shown(page: str) -> None:
 
 def test_curves_and_tiles_name_what_they_are(page: str) -> None:
     data = read_data(page)
-    titles = [chart["title"] for chart in data["curves"]]
+    titles = [chart["title"] for chart in data["overview"]["curves"]]
     for title in ("Held-out accuracy", "Reward", "Stopped, and outside the band", "KL(old‖new)", "Entropy"):
         assert title in titles
-    held_out = next(chart for chart in data["curves"] if chart["title"] == "Held-out accuracy")
+    held_out = next(chart for chart in data["overview"]["curves"] if chart["title"] == "Held-out accuracy")
     assert held_out["series"][0]["points"][0] == [0, 0.41]
-    assert [fact[0] for fact in data["facts"]][:4] == [
+    assert [fact[0] for fact in data["overview"]["facts"]][:4] == [
         "Held-out accuracy",
         "Reward",
         "Tokens stopped",
         "Gradient removed",
     ]
-    assert len(data["update_names"]) == UPDATES
+    assert len(data["overview"]["update_names"]) == UPDATES
     assert "Held-out accuracy rose from 41.0% to 91.0% over 6 steps" in page
 
 
 def test_the_page_is_small(page: str) -> None:
-    assert len(page.encode()) < 600_000
+    assert len(page.encode()) < 1_200_000
 
 
 def test_a_large_run_is_cut_to_the_bound(tmp_path: Path) -> None:
@@ -221,7 +233,7 @@ def test_a_large_run_is_cut_to_the_bound(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "long", steps=3, hostile=long)
     page = make_page(folder)
     assert len(page.encode()) <= BYTES_AT_MOST
-    assert read_data(page)["tokens"]
+    assert read_data(page)["groups"]
 
 
 def test_long_curves_are_thinned_and_lose_no_spike(tmp_path: Path) -> None:
@@ -233,7 +245,7 @@ def test_long_curves_are_thinned_and_lose_no_spike(tmp_path: Path) -> None:
     rows[7_000]["entropy"] = 9.5
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = read_data(make_page(folder))
-    entropy = next(chart for chart in data["curves"] if chart["title"] == "Entropy")["series"][0]
+    entropy = next(chart for chart in data["overview"]["curves"] if chart["title"] == "Entropy")["series"][0]
     points = entropy["points"]
     assert entropy["every"] == 25
     assert len(points) == 401
@@ -241,7 +253,7 @@ def test_long_curves_are_thinned_and_lose_no_spike(tmp_path: Path) -> None:
     assert points[-1] == [9_976, 0.5, 0.5, 0.5]
     assert [4_322, "NaN"] in points
     assert [7_001, 0.5 + 9 / 25, 0.5, 9.5] in points
-    reward = next(chart for chart in data["curves"] if chart["title"] == "Reward")["series"][0]
+    reward = next(chart for chart in data["overview"]["curves"] if chart["title"] == "Reward")["series"][0]
     assert reward["points"][0] == [1, 0.0013, 0.0001, 0.0025]
 
 
@@ -251,15 +263,15 @@ def test_a_run_without_trace_or_model_says_so(tmp_path: Path) -> None:
     shutil.rmtree(folder / "model")
     page = make_page(folder)
     assert "there is no trace" in page
-    assert read_data(page)["tokens"] == []
-    assert read_data(page)["curves"]
+    assert read_data(page)["groups"] == {}
+    assert read_data(page)["overview"]["curves"]
 
 
 def test_without_a_tokenizer_ids_and_the_written_text_are_shown(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "ids", steps=1, hostile=["\x1b[31m"])
     shutil.rmtree(folder / "model")
     page = make_page(folder)
-    sample = read_data(page)["tokens"][0]["groups"][0]["samples"][0]
+    sample = first_sample(read_data(page))
     assert re.fullmatch(r"⟨\d+⟩", sample["text"][0])
     assert sample["written"]
     assert "tokens are shown by their ids" in page
@@ -268,7 +280,7 @@ def test_without_a_tokenizer_ids_and_the_written_text_are_shown(tmp_path: Path) 
 def test_a_given_decoder_is_used_and_made_safe(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "own", steps=1)
     page = write_report(folder, token_text=lambda token: "\x1b<b>").read_text()
-    assert read_data(page)["tokens"][0]["groups"][0]["samples"][0]["text"][0] == "\\x1b<b>"
+    assert first_sample(read_data(page))["text"][0] == "\\x1b<b>"
 
 
 def test_a_run_that_died_before_its_first_step(tmp_path: Path) -> None:
@@ -278,7 +290,7 @@ def test_a_run_that_died_before_its_first_step(tmp_path: Path) -> None:
     page = make_page(folder)
     assert "the run ended before its first step" in page
     assert "No training step was recorded." in page
-    assert read_data(page)["settings"]
+    assert read_data(page)["overview"]["settings"]
 
 
 def test_a_run_killed_in_the_middle_of_a_line_and_a_step(tmp_path: Path) -> None:
@@ -290,7 +302,7 @@ def test_a_run_killed_in_the_middle_of_a_line_and_a_step(tmp_path: Path) -> None
     assert "the last line of metrics.jsonl was not written to its end" in page
     assert "trace of step 5 is not shown: it was not finished" in page
     assert "over 4 of 5 planned steps" in page
-    assert [step["step"] for step in read_data(page)["tokens"]] == [1, 3, 4]
+    assert steps_shown(read_data(page)) == [1, 2, 3, 4]
 
 
 def test_damage_in_the_trace_is_told_and_the_rest_shown(tmp_path: Path) -> None:
@@ -301,14 +313,14 @@ def test_damage_in_the_trace_is_told_and_the_rest_shown(tmp_path: Path) -> None:
     path.write_bytes(content)
     page = make_page(folder)
     assert "update-001.rank0.parquet is damaged" in page
-    assert [step["step"] for step in read_data(page)["tokens"]] == [1, 3]
+    assert steps_shown(read_data(page)) == [1, 3]
 
 
 def test_regions_that_the_page_does_not_know_do_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("synthetic_run.REGIONS", {n: f"new{n}" for n in range(9)})
-    data = read_data(make_page(make_run(tmp_path / "new", steps=1)))
-    fate = next(iter(data["tokens"][0]["groups"][0]["samples"][0]["updates"].values()))
-    assert fate["region"] == -1
+    page = make_page(make_run(tmp_path / "new", steps=1))
+    assert "that this Dinghai does not know: number" in page
+    assert read_data(page)["overview"]["curves"]
 
 
 def test_secrets_are_left_out(tmp_path: Path) -> None:
@@ -320,18 +332,18 @@ def test_secrets_are_left_out(tmp_path: Path) -> None:
     page = make_page(folder)
     assert secret not in page
     assert "abc123-private" not in page
-    assert ["hub.max_new_tokens", "7"] in read_data(page)["settings"]
+    assert ["hub.max_new_tokens", "7"] in read_data(page)["overview"]["settings"]
 
 
 def test_the_versions_that_trained_are_told_from_those_that_write(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "versions", steps=1)
-    assert read_data(make_page(folder))["trained_with"] == []
+    assert read_data(make_page(folder))["overview"]["trained_with"] == []
     (folder / "versions.json").write_text('{"torch": "2.99", "device": "CPU"}')
     data = read_data(make_page(folder))
-    assert data["trained_with"] == [["torch", "2.99"], ["device", "CPU"]]
-    assert "torch" in dict(data["versions"])
+    assert data["overview"]["trained_with"] == [["torch", "2.99"], ["device", "CPU"]]
+    assert "torch" in dict(data["overview"]["versions"])
     (folder / "versions.json").write_text("{")
-    assert read_data(make_page(folder))["trained_with"] == []
+    assert read_data(make_page(folder))["overview"]["trained_with"] == []
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-from dinghai.errors import InputError
+from dinghai.errors import DinghaiError, InputError
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.regions import EFFECT_MEANING, REGION_MEANING
-from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, sentences, summarize_rows
+from dinghai.lens.rule_facts import load_rule_facts
+from dinghai.lens.run_state import run_state
+from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, summarize_rows
+from dinghai.lens.verdict import sentences
 from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
 from dinghai.view.report_facts import fact_tiles
 from dinghai.view.settings_table import settings_rows, trained_with, version_rows
 from dinghai.view.terminal import safe
-
-QUIET_SECONDS = 180.0  # without a new line of metrics for so long, or for ten steps, a run counts as stopped
 
 
 def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]:
@@ -35,11 +35,13 @@ def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]
     if config is None and not metrics.rows:
         raise InputError(f"{run_folder} is not a run: it holds neither config.json nor metrics.jsonl")
     config = config or {}
+    rule, rule_notes = _rule(run_folder)
+    notes += rule_notes
     summary = summarize_rows(run_folder, config, metrics, [*notes, *metrics.notes])
     return {
         "name": safe(run_folder.resolve().name),
         **_progress(run_folder, summary, metrics),
-        "verdict": [safe(one) for one in sentences(summary) if not one.startswith("The report is ")],
+        "verdict": [safe(one) for one in sentences(summary)],
         "notes": [safe(note) for note in summary.notes],
         "facts": fact_tiles(summary, config),
         "curves": curves(metrics),
@@ -48,7 +50,7 @@ def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]
         "update_names": update_names(metrics),
         "regions": [{"name": name, "meaning": meaning} for name, meaning in REGION_MEANING.items()],
         "effects": [{"name": name, "meaning": meaning} for name, meaning in EFFECT_MEANING.items()],
-        "rule": None,
+        "rule": rule,
         "costs": [],
         "settings": [[safe(name), safe(value)] for name, value in settings_rows(config)],
         "trained_with": [[safe(name), safe(value)] for name, value in trained_with(run_folder)],
@@ -56,20 +58,25 @@ def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]
     }
 
 
+def _rule(run_folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """What is known of the rule's bounds, and what there is to say about it."""
+    try:
+        return all_safe(load_rule_facts(run_folder)), []
+    except DinghaiError as error:
+        return None, [str(error)]
+
+
+def all_safe(value: Any) -> Any:
+    """The value with every string in it made safe to show, names of keys too."""
+    if isinstance(value, str):
+        return safe(value)
+    if isinstance(value, dict):
+        return {safe(key): all_safe(item) for key, item in value.items()}
+    return [all_safe(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _progress(run_folder: Path, summary: RunSummary, metrics: Metrics) -> dict[str, Any]:
     """How far the run is, and whether it still grows as far as one can tell from its files."""
     done = metrics.rows[-1]["step"] if metrics.rows else 0
-    if summary.steps_planned is not None and done >= summary.steps_planned:
-        state = "finished"
-    else:
-        state = "running" if _grew_lately(run_folder, metrics) else "stopped"
+    state = run_state(run_folder, metrics, summary.steps_planned)
     return {"state": state, "steps": done, "steps_planned": summary.steps_planned}
-
-
-def _grew_lately(run_folder: Path, metrics: Metrics) -> bool:
-    """Whether the newest of settings and metrics is younger than the slowest of the last steps leads to expect."""
-    files = [run_folder / "config.json", run_folder / "metrics.jsonl"]
-    written = [file.stat().st_mtime for file in files if file.is_file()]
-    took = [row.get("seconds/step") for row in metrics.rows[-10:]]
-    slowest = max((one for one in took if isinstance(one, int | float)), default=0.0)
-    return bool(written) and time.time() - max(written) < max(QUIET_SECONDS, 10 * slowest)

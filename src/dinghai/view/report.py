@@ -15,15 +15,17 @@ from string import Template
 from typing import Any
 
 from dinghai.files import nonfinite_as_text
+from dinghai.lens.summary import load_run_metrics
 from dinghai.trace.files import write_atomically
 from dinghai.view import bundle
+from dinghai.view.excerpt import EXTENTS, Excerpt
 from dinghai.view.overview import overview
-from dinghai.view.report_tokens import LIMITS, token_sample
+from dinghai.view.report_charts import removed_by_step
 from dinghai.view.terminal import safe
 from dinghai.view.token_text import TokenText, load_token_text
 
 REPORT = "report.html"
-BYTES_AT_MOST = 1_500_000  # opens at once, and goes through a mail
+BYTES_AT_MOST = 3_000_000  # opens at once, and goes through a mail
 _STYLES = ["base.css", "charts.css", "overview.css", "tokens.css"]
 
 
@@ -40,38 +42,42 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
         RunFailed: the report cannot be written.
     """
     run_folder = Path(run_folder)
-    data = overview(run_folder)
-    notes = list(data["notes"])
+    metrics = load_run_metrics(run_folder)
+    seen = overview(run_folder, metrics)
+    notes = list(seen["notes"])
     if token_text is None:
         token_text = load_token_text(run_folder / "model" / "tokenizer.json")
     if token_text is None:
         notes.append("the run has no readable model/tokenizer.json, so tokens are shown by their ids")
-
-    for limits in LIMITS:
-        tokens, trace_notes = token_sample(run_folder / "trace", token_text, limits)
-        page = render({**data, "tokens": tokens, "notes": [*notes, *trace_notes]})
+    excerpt = Excerpt(run_folder, token_text, removed_by_step(metrics), seen["rule"])
+    notes += excerpt.notes
+    for extent in EXTENTS:
+        page = render(seen, excerpt.take(extent), notes)
         if len(page) <= BYTES_AT_MOST:
             break
     else:  # a vocabulary of enormous tokens
-        page = render({**data, "tokens": [], "notes": [*notes, "the completions are too large to show"]})
+        page = render(seen, excerpt.nothing(), [*notes, "the completions are too large to show"])
     path = run_folder / REPORT
     write_atomically(path, page, then="run `dinghai report` again")
     return path
 
 
-def render(data: dict[str, Any]) -> bytes:
-    """The page as UTF-8."""
+def render(seen: dict[str, Any], excerpt: dict[str, Any], notes: list[str]) -> bytes:
+    """The page as UTF-8.
+
+    Args:
+        seen: from `overview`. excerpt: from `Excerpt.take`. notes: what is missing or damaged.
+    """
     style = bundle.style(_STYLES)
     script = bundle.script("report.js")
-    notes = "".join(f"<p>{html.escape(safe(note))}</p>" for note in data["notes"])
     text = Template(bundle.page_file("report.html")).substitute(
         csp=content_security_policy(script, style),
-        title=html.escape(data["name"]),
+        title=html.escape(seen["name"]),
         style=style,
         script=script,
-        verdict="".join(f"<p>{html.escape(sentence)}</p>" for sentence in data["verdict"]),
-        notes=notes,
-        data=embedded_json(data),
+        verdict=_paragraphs(seen["verdict"]),
+        notes=_paragraphs(notes),
+        data=embedded_json({"overview": seen | {"notes": notes}, **excerpt}),
     )
     return text.encode("utf-8", "backslashreplace")
 
@@ -94,3 +100,7 @@ def embedded_json(data: Any) -> str:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _paragraphs(texts: list[str]) -> str:
+    return "".join(f"<p>{html.escape(safe(text))}</p>" for text in texts)

@@ -118,6 +118,15 @@ def region_charts(metrics: Metrics) -> list[Chart]:
     return charts
 
 
+def removed_by_step(metrics: Metrics) -> dict[int, float]:
+    """Step -> the share of its gradient that the rule removed, of the steps whose record says it."""
+    keys = ("clip/gradient_removed/total", "clip/weight_removed/total")
+    found = (
+        (row["step"], next((row[key] for key in keys if _is_number(row.get(key))), None)) for row in metrics.training
+    )
+    return {step: value for step, value in found if value is not None and math.isfinite(value)}
+
+
 def update_charts(metrics: Metrics) -> list[Chart]:
     """The bars by update index within a batch: how the policy leaves the one that sampled.
 

@@ -1,19 +1,45 @@
 // The report: the views of one run over the data that the file itself holds.
-import { mountCurves, mountRegions, mountVerdict, heading } from "./overview.js";
+import { heading, mountCurves, mountRegions, mountVerdict } from "./overview.js";
 import { mountSettings } from "./settings.js";
 import { sections, themeButton } from "./shell.js";
 import { tokenSection } from "./tokens.js";
 
+// Answers the views from what is embedded: { overview, traced, censuses, heads, groups }.
+function embeddedSource(data) {
+  const found = (value, what) => {
+    if (value === undefined) throw new Error(`this page does not hold ${what}; \`dinghai watch\` shows it`);
+    return value;
+  };
+  return {
+    live: false,
+    runs: [{ id: "0", name: data.overview.name }],
+    overview: async () => data.overview,
+    traced: async () => data.traced,
+    census: async (run, step, update) => {
+      const key = [step, update].filter(one => one !== null).join("/");
+      return found(step === null && update !== null ? undefined : data.censuses[key], step === null ? "the updates of the whole run apart" : `update ${update} of step ${step} by itself`);
+    },
+    groups: async (run, step) => found(data.heads[step], `step ${step}`),
+    group: async (run, step, group) => found(data.groups[`${step}/${group}`], `prompt ${group} of step ${step}`),
+  };
+}
+
 async function showReport() {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const run = "0", source = { live: false, runs: [{ id: run, name: data.name }], overview: async () => data };
+  const source = embeddedSource(data), run = source.runs[0].id;
   const bar = document.getElementById("bar");
   const part = sections(document.getElementById("main"), bar);
   bar.after(themeButton(null));
   await mountVerdict(document.getElementById("summary"), source, run);
-  if (data.curves.length) await mountCurves(part("curves", "Curves"), source, run);
-  if (data.regions_over_time.length) await mountRegions(part("regions", "What the rule did"), source, run);
-  if (data.tokens.length) part("tokens", "Token by token").append(...heading("Token by token"), tokenSection(data));
+  const { curves, regions_over_time: regions } = data.overview, steps = data.traced.steps;
+  if (curves.length) await mountCurves(part("curves", "Curves"), source, run);
+  if (regions.length) await mountRegions(part("regions", "What the rule did"), source, run);
+  if (steps.length) {
+    const tokens = steps.map(one => ({
+      step: one.step, updates: one.updates, recorded: one.tokens, groups: data.heads[one.step].map(head => data.groups[`${one.step}/${head.group}`]),
+    }));
+    part("tokens", "Token by token").append(...heading("Token by token"), tokenSection({ ...data.overview, tokens }));
+  }
   await mountSettings(part("settings", "Settings"), source, run);
 }
 

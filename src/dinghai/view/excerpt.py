@@ -1,0 +1,165 @@
+"""What a report holds of a run's trace: censuses of the run and of a few steps, and completions of these steps.
+
+A trace may be far larger than a page that goes through a mail. So a few telling steps are chosen, of each the prompts
+that lost most gradient, and of these as much as an `Extent` allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinghai.errors import DinghaiError
+from dinghai.lens.bins import Bins, bins_for
+from dinghai.lens.census import census
+from dinghai.lens.completions import Limits, Spell, group, group_heads
+from dinghai.trace import TraceReader
+from dinghai.view.terminal import safe
+from dinghai.view.token_text import TokenText, speller, visible
+
+NOTES_AT_MOST = 5
+_HENCE = ", so no completion can be shown token by token"
+UPDATES_AT_MOST = 8  # of a batch, to have a census of each
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of the chosen steps is shown."""
+
+    groups: int  # prompts of a step
+    limits: Limits  # of a prompt's completions
+    by_update: bool = False  # whether there is a census of each update, too
+
+
+# Tried in order until the page is small enough.
+EXTENTS = [
+    Extent(4, Limits(8, 600), by_update=True),
+    Extent(4, Limits(8, 600)),
+    Extent(3, Limits(6, 200)),
+    Extent(2, Limits(4, 100)),
+    Extent(1, Limits(3, 40)),
+]
+
+
+class Excerpt:
+    """The excerpt of one run's trace. What it lacks or cannot read stands in `notes`.
+
+    Args:
+        token_text: None where there is no tokenizer, so that ids are shown.
+        removed: step -> the share of its gradient that the rule removed, as far as it is known.
+        rule_facts: what is known of the rule's bounds.
+    """
+
+    def __init__(
+        self, run_folder: Path, token_text: TokenText | None, removed: dict[int, float], rule_facts: Json | None = None
+    ) -> None:
+        self.notes: list[str] = []
+        self.chosen = ""  # how the steps were chosen, in words
+        self._reader = TraceReader(run_folder / "trace")
+        self._token_text = token_text
+        self._spell: Spell | None = speller(token_text) if token_text else None
+        self._heads: dict[int, list[Json]] = {}
+        self._censuses: dict[str, Json] = {}
+        self._bins: Bins | None = None
+        try:
+            recorded = self._recorded(run_folder)
+            if recorded:
+                self._bins = bins_for(self._reader, rule_facts)
+                self._take_census("", recorded, None)
+        except DinghaiError as error:
+            self.notes.append(safe(str(error)))
+            return
+        for step in telling_steps(recorded, removed):
+            try:
+                self._heads[step] = group_heads(self._reader, step)
+                self._take_census(str(step), [step], None)
+            except DinghaiError as error:
+                self._heads.pop(step, None)
+                self.notes.append(safe(str(error)))
+        if self._heads:
+            self.chosen = _chosen(list(self._heads), recorded, removed)
+
+    def take(self, extent: Extent) -> Json:
+        """The excerpt as the page reads it: `traced`, `censuses` by "", "STEP" and "STEP/UPDATE", `heads` by "STEP",
+        `groups` by "STEP/GROUP"."""
+        if extent.by_update:
+            self._take_censuses_by_update()
+        heads = {str(step): found[: extent.groups] for step, found in self._heads.items()}
+        groups = {}
+        for step, found in self._heads.items():
+            for head in found[: extent.groups]:
+                number = head["group"]
+                groups[f"{step}/{number}"] = group(self._reader, step, number, self._spell, extent.limits)
+        wanted = {key: one for key, one in self._censuses.items() if extent.by_update or "/" not in key}
+        return {"traced": self._traced(), "censuses": wanted, "heads": heads, "groups": groups}
+
+    def nothing(self) -> Json:
+        """As `take`, for a page that is to hold no completion."""
+        return {"traced": {"steps": [], "notes": []}, "censuses": self._censuses, "heads": {}, "groups": {}}
+
+    def _recorded(self, run_folder: Path) -> list[int]:
+        """The steps that can be read; what is to say about the others goes to the notes."""
+        if not (run_folder / "trace").is_dir():
+            self.notes.append(
+                "there is no trace, so no completion can be shown token by token (trace.enabled was false?)"
+            )
+            return []
+        steps, broken = self._reader.steps(), self._reader.incomplete()
+        told = [f"trace of step {step} is not shown: {why}" for step, why in broken.items()]
+        if len(told) > NOTES_AT_MOST:
+            told[NOTES_AT_MOST - 1 :] = [f"traces of {len(told) - NOTES_AT_MOST + 1} more steps are not shown"]
+        self.notes += map(safe, told)
+        if not steps:
+            self.notes.append(f"the trace has no complete step{_HENCE}")
+        return steps
+
+    def _take_census(self, key: str, steps: Sequence[int], update: int | None) -> None:
+        found = census(self._reader, steps, update, self._bins)
+        self.notes += [safe(note) for note in found["notes"] if safe(note) not in self.notes]
+        self._censuses[key] = with_token_texts(found, self._token_text)
+
+    def _take_censuses_by_update(self) -> None:
+        for step in self._heads:
+            updates = self._reader.updates(step)
+            for update in updates if len(updates) <= UPDATES_AT_MOST else []:
+                if f"{step}/{update}" not in self._censuses:
+                    self._take_census(f"{step}/{update}", [step], update)
+
+    def _traced(self) -> Json:
+        steps = []
+        for step in self._heads:
+            marker = self._reader.marker(step)
+            tokens = [marker.tokens_recorded, marker.tokens_total]
+            updates = self._reader.updates(step)
+            steps.append({"step": step, "updates": updates, "tokens": tokens, "groups": marker.groups_recorded})
+        return {"steps": steps, "notes": [self.chosen] if self.chosen else []}
+
+
+def telling_steps(recorded: Sequence[int], removed: dict[int, float]) -> list[int]:
+    """The first, the middle and the last of the recorded steps, and the one in which most gradient was removed."""
+    if not recorded:
+        return []
+    lost_most = max(recorded, key=lambda step: removed.get(step, 0.0))
+    return sorted({recorded[0], recorded[len(recorded) // 2], recorded[-1], lost_most})
+
+
+def with_token_texts(found: Json, token_text: TokenText | None) -> Json:
+    """A census whose rows by token have the token's text, safe to show; ids where it is not known."""
+    text = visible(token_text) if token_text else "⟨{}⟩".format
+    return {**found, "by_token": [{**row, "text": text(row["token"])} for row in found["by_token"]]}
+
+
+def _chosen(shown: Sequence[int], recorded: Sequence[int], removed: dict[int, float]) -> str:
+    """How the shown steps were chosen."""
+    if len(shown) == len(recorded):
+        return ""
+    lost_most = max(shown, key=lambda step: removed.get(step, 0.0))
+    most = f", and step {lost_most}, where the rule removed most gradient" if removed.get(lost_most, 0.0) > 0 else ""
+    return (
+        f"This page holds {len(shown)} of the {len(recorded):,} recorded steps: the first, the middle and the last"
+        f"{most}. `dinghai watch` shows all of them."
+    )
