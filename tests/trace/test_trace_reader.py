@@ -11,6 +11,9 @@ from trace_records import Batch, make_writer, write_step
 
 from dinghai.errors import InputError, RunFailed
 from dinghai.trace import TRACE_VERSION, TraceReader
+from dinghai.trace.schema import OPTIONAL, TOKEN_SCHEMA
+
+VERSION_1 = Path(__file__).with_name("version-1")  # as the first version wrote it: step 1, two updates, 24 tokens
 
 
 def test_steps_updates_and_names(trace_folder: Path) -> None:
@@ -45,6 +48,27 @@ def test_only_what_is_asked_for_is_read(trace_folder: Path, monkeypatch: pytest.
 def test_all_updates_come_in_order(trace_folder: Path, batch: Batch) -> None:
     updates = TraceReader(trace_folder).tokens(1)["update"].to_pylist()
     assert updates == [u for u, (_, sample) in enumerate(batch.updates) for _ in sample]
+
+
+def test_a_trace_of_the_first_version_is_read_and_what_it_did_not_know_is_null() -> None:
+    reader = TraceReader(VERSION_1)
+    assert reader.steps() == [1]
+    table = reader.tokens(1)
+    assert table.schema.names == ["update", *TOKEN_SCHEMA.names]
+    assert table.num_rows == 24
+    assert {name for name in table.schema.names if table[name].null_count} == set(OPTIONAL)
+    assert all(table[name].null_count == 24 for name in OPTIONAL)
+    assert table.slice(1, 1).to_pydict() == {
+        "update": [0], "sample": [0], "position": [1], "token": [2],
+        "logp_sampler": [-0.1599578857421875], "logp_old": [-0.15995587408542633], "logp_new": [-0.15995587408542633],
+        "advantage": [-0.9999979734420776], "weight": [-1.0], "region": [2], "effect": [1], "entropy": [0.2041015625],
+        "log_ratio": [None], "factor": [None], "correction": [None], "kl_weight": [None],
+    }  # fmt: skip
+    only_new = reader.tokens(1, 0, ["factor", "correction"])
+    assert only_new.num_rows == reader.tokens(1, 0, ["sample"]).num_rows
+    assert only_new.schema.field("factor").type == TOKEN_SCHEMA.field("factor").type
+    assert reader.samples(1).num_rows == 4
+    assert reader.names(1).regions[3] == "OVERSHOOT"
 
 
 def test_what_is_not_there_is_an_input_error(trace_folder: Path) -> None:

@@ -15,7 +15,7 @@ from trace_records import Batch, make_batch, make_writer, write_step
 
 from dinghai import files
 from dinghai.errors import RunFailed
-from dinghai.trace import Samples, TraceReader, discard_steps_from, writer
+from dinghai.trace import Samples, TraceReader, discard_steps_from, schema, writer
 from dinghai.trace.writer import choose_groups, round_to_bits, round_to_fraction
 
 
@@ -143,6 +143,43 @@ def test_what_the_clip_decided_on_is_kept_to_the_last_bit(tmp_path: Path, batch:
         for name in ("logp_old", "logp_new", "advantage", "region", "effect", "token", "position"):
             assert np.array_equal(stored[name].to_numpy(), columns[name]), name
         assert np.array_equal(stored["weight"].to_numpy() == 0, columns["weight"] == 0)
+
+
+def test_optional_columns_come_back_and_are_null_where_none_were_given(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[1]
+    extra = {
+        "log_ratio": np.float32(0.001) * sample,
+        "factor": 1 / np.bincount(sample)[sample],
+        "correction": np.where(sample % 3, np.exp(-columns["logp_old"] / 4), 0),
+        "kl_weight": -columns["entropy"],
+    }
+    assert set(extra) == set(schema.OPTIONAL)
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, batch.samples)
+    trace.add_update(0, columns, sample)
+    trace.add_update(1, columns | extra, sample)
+    trace.finish_step()
+    without, table = (TraceReader(tmp_path).tokens(1, update) for update in (0, 1))
+    for name, values in extra.items():
+        assert without[name].null_count == len(sample)
+        assert table[name].null_count == 0
+        stored, exact = table[name].to_numpy(), values.astype(np.float32)
+        assert np.array_equal(stored == 0, exact == 0)
+        assert np.allclose(stored, exact, rtol=2.0 ** -schema.SIGNIFICANT_BITS.get(name, 24), atol=0)
+
+
+def test_a_column_of_nulls_or_of_one_value_a_sequence_costs_nearly_nothing(tmp_path: Path) -> None:
+    columns, sample = make_batch(seed=3, length=80).updates[1]
+    extra = {"log_ratio": np.sin(sample).astype(np.float32), "factor": 1 / np.bincount(sample)[sample]}
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, make_batch(seed=3, length=80).samples)
+    trace.add_update(0, columns | extra, sample)
+    group = pq.read_metadata(tmp_path / "step-000001/update-000.rank0.parquet").row_group(0)
+    found = [group.column(i) for i in range(group.num_columns)]
+    size = {column.path_in_schema: column.total_compressed_size for column in found}
+    assert max(size["correction"], size["kl_weight"]) < 100  # bytes in all
+    assert size["log_ratio"] / len(sample) < 0.2
+    assert size["factor"] / len(sample) < 0.2
 
 
 def test_non_finite_numbers_survive(tmp_path: Path, batch: Batch) -> None:
