@@ -27,7 +27,7 @@ _BOUNDS_SHOWN = 5.0  # half-width of the log-ratios, in units of the widest boun
 _QUANTILE = 0.999  # of |log r| that is shown where a rule has no bounds
 _LEAST_HALF_WIDTH = 1e-4  # nats; what differs less than this is the rounding of float32
 _EXACT_POSITIONS, _LAST_POSITION, _BINS_AN_OCTAVE = 32, 2**17, 4
-_NICE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+_NICE = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Axis:
 
     def place(self, x_N: np.ndarray) -> np.ndarray:
         """The bin of each number, none of which is NaN: [N] float32 -> [N] int64."""
-        scaled_N = x_N * np.float32(self.count / (2 * self.half_width)) + np.float32(self.count / 2)
+        with np.errstate(over="ignore"):  # infinity is beyond the last bin too
+            scaled_N = x_N * np.float32(self.count / (2 * self.half_width)) + np.float32(self.count / 2)
         # Clipped before it becomes a whole number, since one that is too large has none.
         return np.clip(scaled_N, 0, self.count - 1, out=scaled_N).astype(np.int64)
 
@@ -105,7 +106,7 @@ def evenly_spaced(steps: Sequence[int], count: int) -> list[int]:
 
 
 def round_up(x: float) -> float:
-    """The next number of the series 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10 times a power of ten, for x > 0."""
+    """The next number of the series 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10 times a power of ten, for x > 0."""
     power = 10.0 ** math.floor(math.log10(x))
     return float(f"{power * next(nice for nice in _NICE if nice * power >= x * (1 - 1e-9)):.6g}")
 

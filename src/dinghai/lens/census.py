@@ -138,7 +138,7 @@ class Census:
         self.ratio += np.bincount(place_N, minlength=self.ratio.size).reshape(self.ratio.shape)
 
     def _count_noise(self, logp_old_N: np.ndarray, logp_sampler_N: np.ndarray) -> None:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             apart_N = np.abs(logp_old_N - logp_sampler_N)
         apart_N = apart_N[np.isfinite(apart_N)]
         place_N = (apart_N.view(np.uint32) >> _NOISE_DROPPED_BITS).astype(np.int64)
