@@ -39,6 +39,7 @@ RARE = math.exp(-REACH)
 """A probability under π_old from which π_new can rise by REACH."""
 
 CURVE_POINTS = 80  # on each side of r = 1
+BANDS_SHOWN = 8.0  # how far a curve goes, in units of the band's widest bound: somewhat farther than the map of tokens does
 
 # Where a curve ends if the rule has no boundary to show: ratios of 0.2 to 4.5, of 0.99 to 1.01, of 0.05 to 20.
 REACH_WITHOUT_BOUNDARIES: dict[RatioLevel, float] = {
@@ -255,9 +256,10 @@ def _signed_log_grid(points_a_decade: int = 120) -> list[float]:
 
 
 def _curve_points(boundaries: Sequence[Boundary], level: RatioLevel) -> list[float]:
-    """Log-ratios to half as far again as the farthest boundary, with both sides of each, and densest about r = 1."""
+    """Log-ratios well beyond the band and every boundary, with both sides of each, and densest about r = 1."""
     distances = [abs(b.log_ratio) for b in boundaries if b.log_ratio != 0]
-    reach = 1.5 * max(distances) if distances else REACH_WITHOUT_BOUNDARIES[level]
+    band = max((abs(b.log_ratio) for b in boundaries if Region.INSIDE in (b.below, b.above)), default=0.0)
+    reach = max(1.5 * max(distances), BANDS_SHOWN * band) if distances else REACH_WITHOUT_BOUNDARIES[level]
     near = min(distances) if distances else reach  # how far from 1 the points are about evenly spaced
     even = torch.arange(-CURVE_POINTS, CURVE_POINTS + 1).double() / CURVE_POINTS * math.asinh(reach / near)
     sides = [side for b in boundaries for side in (b.last_below, b.first_above)]
