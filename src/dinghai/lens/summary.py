@@ -1,19 +1,42 @@
-"""A run in two or three sentences: what was learned, what the rule took away, and where."""
+"""A run as a few sums: what was learned, what the rule took away, where, and what looks wrong."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinghai.errors import InputError
+from dinghai.errors import DinghaiError, InputError
 from dinghai.files import read_json
+from dinghai.lens.concerns import THRESHOLDS, Record, concerns, table
 from dinghai.lens.metrics_file import Metrics, load_metrics
-from dinghai.lens.regions import REGION_MEANING, REGIONS
+from dinghai.lens.noise import noise_floor
+from dinghai.lens.regions import REGIONS
+from dinghai.lens.rule_facts import load_rule_facts
+from dinghai.lens.run_state import run_state
+from dinghai.lens.series import Row, is_number, share_of_signal, steps_and_values, weighted_mean
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class UpdateSummary:
+    """What the rule did in the updates with one index within their batches, over all steps."""
+
+    index: int  # from 0
+    stopped_fraction: float
+    gradient_removed: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """From the mean over the first steps to that over as many last ones."""
+
+    first: float
+    last: float
+    steps: int  # of each mean
+    beyond_noise: bool
 
 
 @dataclass(frozen=True)
@@ -26,20 +49,27 @@ class RunSummary:
     run: Path
     steps: int  # training steps recorded
     steps_planned: int | None
-    held_out_first: float | None  # accuracy, 0 to 1
+    evaluations: list[tuple[int, float]]  # step, held-out accuracy (0 to 1); step 0 is before reinforcement learning
+    held_out_problems: int | None
+    held_out_first: float | None
     held_out_last: float | None
     held_out_last_step: int | None
     reward_first: float | None
     reward_last: float | None
+    reward_change: Change | None  # None where the steps are too few to tell
+    effects: dict[str, float]  # effect -> share of the tokens: stopped, attenuated, amplified, reversed
     stopped_fraction: float | None  # tokens whose gradient the rule made exactly zero
     band_fraction: float | None  # tokens with the ratio outside the band, stopped or not
     gradient_removed: float | None  # share of the gradient that the rule took away
     removed_by_region: dict[str, float]  # region -> its share of the gradient, largest first
     updates_per_batch: int | None
+    updates: list[UpdateSummary]  # by their index within their batch
+    of_sequences: bool  # whether the rule sees the ratio of a completion rather than of a token
     no_signal_groups: float | None  # share of the groups whose advantages were all 0
     first_non_finite: tuple[int, str] | None  # step and metric
     rule: str | None
     parameters: dict[str, float]  # of the rule, by name; those that are off are left out
+    concerns: list[str]  # a sentence for each thing that looks wrong, the gravest first
     notes: list[str]  # what is missing or damaged
 
     @property
@@ -87,45 +117,103 @@ def load_run_metrics(run_folder: Path) -> Metrics:
 def summarize_rows(run: Path, config: dict[str, Any], metrics: Metrics, notes: list[str]) -> RunSummary:
     """As `summarize`, from what was read."""
     training = metrics.training
-    held_out = [(row["step"], row["held_out/accuracy"]) for row in metrics.rows if _number(row, "held_out/accuracy")]
-    rewards = [row["reward/mean"] for row in training if _number(row, "reward/mean")]
+    evaluations = steps_and_values(metrics.rows, "held_out/accuracy")
+    rewards = [value for _, value in steps_and_values(training, "reward/mean")]
     removed, by_region = _removed(training)
-    objective = _table(config, "objective")
+    objective = table(config, "objective")
+    steps_planned = _whole(table(config, "run").get("steps"))
+    held_out_problems = _whole(table(config, "task").get("held_out"))
+    record = Record(
+        config=config,
+        training=training,
+        evaluations=evaluations,
+        held_out_problems=held_out_problems,
+        noise=noise_floor(run, config, training[0]["step"]) if training else None,
+        nearest_bound=_nearest_bound(run, objective),
+        resume=str(run) if run_state(run, metrics, steps_planned) == "stopped" else None,
+        steps_planned=steps_planned,
+    )
     return RunSummary(
         run=run,
         steps=len(training),
-        steps_planned=_table(config, "run").get("steps"),
-        held_out_first=held_out[0][1] if held_out else None,
-        held_out_last=held_out[-1][1] if held_out else None,
-        held_out_last_step=held_out[-1][0] if held_out else None,
+        steps_planned=steps_planned,
+        evaluations=evaluations,
+        held_out_problems=held_out_problems,
+        held_out_first=evaluations[0][1] if evaluations else None,
+        held_out_last=evaluations[-1][1] if evaluations else None,
+        held_out_last_step=evaluations[-1][0] if evaluations else None,
         reward_first=rewards[0] if rewards else None,
         reward_last=rewards[-1] if rewards else None,
+        reward_change=_change(rewards),
+        effects=_effects(training),
         stopped_fraction=weighted_mean(training, "clip/stopped_fraction"),
         band_fraction=weighted_mean(training, "clip/band_fraction"),
         gradient_removed=removed,
         removed_by_region=by_region,
         updates_per_batch=_updates_per_batch(config, training),
+        updates=_updates(training),
+        of_sequences=str(objective.get("ratio")).startswith("sequence"),
         no_signal_groups=weighted_mean(training, "groups/no_signal_fraction", weight=None),
         first_non_finite=_first_non_finite(training),
         rule=objective.get("rule"),
         parameters=_parameters(objective),
+        concerns=concerns(record),
         notes=notes,
     )
 
 
-def weighted_mean(rows: Sequence[Row], key: str, weight: str | None = "tokens/signal") -> float | None:
-    """The mean of a metric over steps, each counting as much as its number of tokens with a signal.
+def _change(values: Sequence[float]) -> Change | None:
+    """Of the mean of the first fifth to that of the last fifth, by the scatter within the two (Welch)."""
+    steps = len(values) // 5
+    if steps < 3:
+        return None
+    first, last = values[:steps], values[-steps:]
+    noise = math.sqrt((statistics.variance(first) + statistics.variance(last)) / steps)
+    begin, end = statistics.fmean(first), statistics.fmean(last)
+    return Change(begin, end, steps, abs(end - begin) > THRESHOLDS["reward_sigmas"].value * noise)
 
-    Steps without the metric, or where it is not finite, are left out; None where none is left. Records without token
-    counts count each step once.
-    """
-    pairs = [
-        (row[key], row[weight] if weight and _number(row, weight) else (0.0 if weight and weight in row else 1.0))
-        for row in rows
-        if _number(row, key) and math.isfinite(row[key])
-    ]
-    total = sum(share for _, share in pairs)
-    return sum(value * share for value, share in pairs) / total if total > 0 else None
+
+def _effects(rows: Sequence[Row]) -> dict[str, float]:
+    """Effect -> share of the tokens with a signal; without `kept`, and without those that the record does not have."""
+    stopped = weighted_mean(rows, "clip/stopped_fraction")
+    found = {"stopped": stopped} | {
+        effect: share_of_signal(rows, f"clip/effect/{effect}_fraction")
+        for effect in ("attenuated", "amplified", "reversed")
+    }
+    return {effect: share for effect, share in found.items() if share is not None}
+
+
+def _updates(rows: Sequence[Row]) -> list[UpdateSummary]:
+    by_index: dict[int, list[Row]] = {}
+    for row in rows:
+        for entry in row.get("by_update") or []:
+            by_index.setdefault(int(entry["update"]), []).append(entry)
+    means = {
+        index: [
+            weighted_mean(entries, key, weight="signal_tokens") or 0.0
+            for key in ("stopped_fraction", "gradient_removed/total")
+        ]
+        for index, entries in sorted(by_index.items())
+    }
+    return [UpdateSummary(index, *values) for index, values in means.items()]
+
+
+def _nearest_bound(run: Path, objective: dict[str, Any]) -> float | None:
+    """|log r| of the rule's bound nearest to r = 1, by the rule's own account, else by epsilon."""
+    try:
+        facts = load_rule_facts(run)
+    except DinghaiError:
+        facts = None  # the overview says that the file is damaged
+    places = [abs(float(boundary["log_ratio"])) for boundary in facts["boundaries"]] if facts else []
+    places = [place for place in places if place > 0]
+    if not places and facts is None:
+        parameters = _parameters(objective)
+        places = [
+            abs(math.log1p(sign * parameters[name]))
+            for name, sign in (("eps_low", -1), ("eps_high", 1))
+            if 0 < parameters.get(name, 0.0) < 1
+        ]
+    return min(places, default=None)
 
 
 def _removed(rows: Sequence[Row]) -> tuple[float | None, dict[str, float]]:
@@ -140,7 +228,7 @@ def _removed(rows: Sequence[Row]) -> tuple[float | None, dict[str, float]]:
 
 
 def _updates_per_batch(config: dict[str, Any], rows: Sequence[Row]) -> int | None:
-    update = _table(config, "update")
+    update = table(config, "update")
     if isinstance(update.get("epochs"), int) and isinstance(update.get("minibatches"), int):
         return update["epochs"] * update["minibatches"]
     counts = [len(row["by_update"]) for row in rows if isinstance(row.get("by_update"), list)]
@@ -155,83 +243,12 @@ def _first_non_finite(rows: Sequence[Row]) -> tuple[int, str] | None:
     return None
 
 
-def _number(row: Row, key: str) -> bool:
-    value = row.get(key)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _parameters(objective: dict[str, Any]) -> dict[str, float]:
     """The rule's parameters; records of older versions have the clip's beside the rule's name."""
     named = {name: objective.get(name) for name in ("eps_low", "eps_high", "dual_clip")}
-    found = {str(name): value for name, value in {**named, **_table(objective, "parameters")}.items()}
-    return {name: value for name, value in found.items() if _number(found, name)}
-
-
-def _table(config: dict[str, Any], name: str) -> dict[str, Any]:
-    table = config.get(name)
-    return table if isinstance(table, dict) else {}
-
-
-def sentences(summary: RunSummary) -> list[str]:
-    """The run in plain English: what was learned, what the clip did, what to know besides, where the report is."""
-    report = summary.run / "report.html"
-    found = [_learned(summary), _clipped(summary), _caution(summary), f"The report is {report}."]
-    return [sentence for sentence in found if sentence]
-
-
-def _learned(summary: RunSummary) -> str:
-    if summary.steps == 0:
-        return "No training step was recorded."
-    steps = f"{summary.steps} step{'s' if summary.steps != 1 else ''}"
-    if summary.steps_planned and summary.steps < summary.steps_planned:
-        steps = f"{summary.steps} of {summary.steps_planned} planned steps"
-    reward = ""
-    if summary.reward_first is not None and summary.reward_last is not None:
-        reward = f"reward from {summary.reward_first:.3g} to {summary.reward_last:.3g}"
-    first, last = summary.held_out_first, summary.held_out_last
-    if first is None or last is None:
-        return f"Over {steps}: {reward}." if reward else f"The run made {steps}."
-    same = f"{first:.1%}" == f"{last:.1%}"
-    verb = "stayed at" if same else "rose from" if last > first else "fell from"
-    change = f"{first:.1%}" if same else f"{first:.1%} to {last:.1%}"
-    return f"Held-out accuracy {verb} {change} over {steps}" + (f" ({reward})." if reward else ".")
-
-
-def _clipped(summary: RunSummary) -> str:
-    if summary.updates_per_batch == 1:
-        return (
-            "Each batch of rollouts got one update, so the ratio r was 1 throughout and epsilon did nothing; "
-            "set update.epochs or update.minibatches above 1 for it to act."
-        )
-    if summary.stopped_fraction is None:
-        return ""
-    who = "The rule and the rollout correction" if summary.removed_by_region.get("dropped") else "The rule"
-    if summary.stopped_fraction == 0:
-        sentence = f"{who} stopped no token"
-    else:
-        sentence = f"{who} stopped {_share(summary.stopped_fraction)} of the tokens that had a signal"
-    if summary.gradient_removed is not None:
-        sentence += f" and took away {_share(summary.gradient_removed)} of the gradient"
-    most = summary.removed_most
-    if most is not None:
-        of_removed = summary.removed_by_region[most] / sum(summary.removed_by_region.values())
-        sentence += f"; {of_removed:.0%} of that in the region {most} ({REGION_MEANING[most]})"
-    return sentence + "."
-
-
-def _caution(summary: RunSummary) -> str:
-    """What spoils the numbers above, where something does."""
-    if summary.first_non_finite is not None:
-        step, metric = summary.first_non_finite
-        return f"From step {step} on {metric} is not finite: look there first."
-    if summary.no_signal_groups is not None and summary.no_signal_groups >= 0.5:
-        return (
-            f"{summary.no_signal_groups:.0%} of the groups had no signal (every advantage was 0, as when all "
-            "completions score alike): the prompts are too easy or too hard for most samples to teach anything."
-        )
-    return ""
-
-
-def _share(fraction: float) -> str:
-    """A percentage that never reads as 0 % where something happened."""
-    return f"{fraction:.1%}" if fraction >= 0.0005 else f"{100 * fraction:.1g}%"
+    found = {str(name): value for name, value in {**named, **table(objective, "parameters")}.items()}
+    return {name: value for name, value in found.items() if is_number(found, name)}

@@ -14,7 +14,8 @@ from torch import Tensor
 from dinghai.config.load import CONFIG_FILE, settings_from_json
 from dinghai.config.settings import RewardSettings, TrainSettings
 from dinghai.errors import InputError
-from dinghai.lens.summary import sentences, summarize
+from dinghai.lens.summary import summarize
+from dinghai.lens.verdict import closing_lines
 from dinghai.objective.probe import probe
 from dinghai.trace.writer import discard_steps_from
 from dinghai.train.checkpoint import (
@@ -110,8 +111,8 @@ def _run(folder: Path, beginning: Beginning, checkpoint: Checkpoint | None) -> N
         parts.policy.save(folder / "model")
     write_report(folder)
     print()
-    for sentence in sentences(summarize(folder)):
-        print(sentence)
+    for line in closing_lines(summarize(folder)):
+        print(line)
 
 
 def _begin(folder: Path, beginning: Beginning, metrics_file: MetricsFile, progress: TrainProgress) -> RunParts:
