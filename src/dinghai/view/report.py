@@ -26,7 +26,7 @@ from dinghai.view.token_text import TokenText, load_token_text
 
 REPORT = "report.html"
 BYTES_AT_MOST = 3_000_000  # opens at once, and goes through a mail
-_STYLES = ["base.css", "charts.css", "overview.css", "tokens.css"]
+_STYLES = ["base.css", "charts.css", "overview.css", "clip.css", "tokens.css"]
 
 
 def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:

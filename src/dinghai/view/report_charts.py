@@ -22,7 +22,7 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
     ("Reward", "mean of the step's completions", False, [("reward", "reward/mean")]),
     (
         "Stopped, and outside the band",
-        "of tokens with a signal. Stopped: gradient exactly zero. Outside the band: beyond the bounds of the rule",
+        "of the tokens with a signal: gradient exactly zero; ratio beyond the rule's bounds",
         True,
         [("stopped", "clip/stopped_fraction"), ("outside the band", "clip/band_fraction")],
     ),

@@ -33,6 +33,7 @@ export function frame(width, height, xDomain, yDomain, format) {
 }
 
 export function stepAxis(plot, xDomain) {
+  plot.svg.append(svgEl("text", { x: MARGIN.left - 7, y: plot.height - 5, "text-anchor": "end" }, "step"));
   const ticks = xDomain[0] === xDomain[1] ? [xDomain[0]] : niceTicks(xDomain[0], xDomain[1], 5).filter(Number.isInteger);
   for (const tick of ticks) {
     plot.svg.append(svgEl("text", { x: plot.x(tick), y: plot.height - 5, "text-anchor": "middle" }, tick.toLocaleString("en")));
@@ -102,6 +103,7 @@ export function drawLines(card, chart, width) {
   const xDomain = extent(chart.series.flatMap(one => one.points.map(point => point[0])));
   const plot = frame(width, 170, xDomain, lineRange(chart), format);
   stepAxis(plot, xDomain);
+  const smooth = [];  // the running mean of each series, where it has one
   const middle = one => point => plot.x(point.length > 4 ? (point[0] + point[4]) / 2 : point[0] + ((one.every || 1) - 1) / 2);
   const drawn = chart.series.map(one => thinned(one.points, Math.floor((width - MARGIN.left) / 2)));
   chart.series.forEach((one, index) => {
@@ -119,15 +121,19 @@ export function drawLines(card, chart, width) {
     }
     if (window) {
       const share = one.points.length / Math.max(1, drawn[index].length);
-      const smooth = runningMean(drawn[index], Math.max(3, Math.round(window / share) | 1));
-      plot.svg.append(svgEl("path", { class: `curve ${classes}`, d: path(smooth) }));
+      smooth[index] = runningMean(drawn[index], Math.max(3, Math.round(window / share) | 1));
+      plot.svg.append(svgEl("path", { class: `curve ${classes}`, d: path(smooth[index]) }));
     }
     for (const point of one.points) {
       if (!isNumber(point[1])) plot.svg.append(svgEl("text", { class: "lost", x: plot.x(point[0]), y: 14, "text-anchor": "middle" }, "×"));
       else if (one.points.length <= 12) plot.svg.append(svgEl("circle", { class: `dot ${classes}`, cx: at(point), cy: plot.y(point[1]), r: 3.5 }));
     }
   });
-  hover(card, plot, chart, format, (index, name, one) => lineClass(one, index));
+  const trend = (index, step) => {
+    const at = smooth[index] && smooth[index].findLast(point => point[0] <= step);
+    return at ? at[1] : null;
+  };
+  hover(card, plot, { ...chart, trend }, format, (index, name, one) => lineClass(one, index));
   return plot.svg;
 }
 
@@ -181,7 +187,7 @@ export function drawBars(card, chart, width, classOf) {
   const bar = Math.max(1, Math.min(chart.stacked ? 44 : 26, (slot * 0.7) / beside));
   chart.labels.forEach((label, place) => {
     if (slot > 22 || place % Math.ceil(22 / slot) === 0) {
-      plot.svg.append(svgEl("text", { x: plot.x(place), y: plot.height - 5, "text-anchor": "middle" }, String(place)));
+      plot.svg.append(svgEl("text", { x: plot.x(place), y: plot.height - 5, "text-anchor": "middle" }, slot > 64 ? `update ${place}` : String(place)));
     }
     let floor = 0;
     chart.series.forEach((one, index) => {
@@ -215,10 +221,11 @@ export function hover(card, plot, chart, format, classOf) {
   const every = Math.max(1, ...chart.series.map(one => one.every || 1));
   crosshair(card, plot, placesOf(chart), step => {
     const rows = chart.series.map((one, index) => [one, index]).filter(([, index]) => lookups[index].has(step));
-    const lines = rows.map(([one, index]) => {
-      const point = lookups[index].get(step);
+    const lines = rows.flatMap(([one, index]) => {
+      const point = lookups[index].get(step), trend = chart.trend ? chart.trend(index, step) : null;
       const range = point.length > 2 && point[3] > point[2] ? ` (${format(point[2])} to ${format(point[3])})` : "";
-      return el("tr", "", el("td", classOf(index, one.name, one), el("i"), one.label || words(one.name)), el("td", "", format(point[1]) + range));
+      const row = el("tr", "", el("td", classOf(index, one.name, one), el("i"), nameOf(one)), el("td", "", format(point[1]) + range));
+      return trend === null ? [row] : [row, el("tr", "lesser", el("td", "", "running mean"), el("td", "", format(trend)))];
     });
     if (chart.total && rows.length > 1) {
       const sum = rows.reduce((all, [, index]) => all + (isNumber(lookups[index].get(step)[1]) ? lookups[index].get(step)[1] : 0), 0);
@@ -229,18 +236,21 @@ export function hover(card, plot, chart, format, classOf) {
   });
 }
 
+const nameOf = one => one.label || words(one.name);
+
 // What chartBox needs to know of a chart.
 function chartSpec(chart, draw, classOf) {
-  const format = chart.share ? formatShare : formatNumber;
+  const format = chart.share ? formatShare : formatNumber, isLines = draw === drawLines;
+  const last = one => (isLines && one.points.length ? format(one.points[one.points.length - 1][1]) : "");
   const keys = chart.series.map((one, index) => {
-    const name = one.label || words(one.name);
-    const classes = draw === drawLines ? `line ${classOf(index, one.name, one)}` : classOf(index, one.name, one);
-    return { classes, text: draw === drawLines && one.points.length ? `${name} · last ${format(one.points[one.points.length - 1][1])}` : name };
+    const classes = classOf(index, one.name, one);
+    return isLines ? { classes: `line ${classes}`, text: `${nameOf(one)} ${last(one)}` } : { classes, text: nameOf(one) };
   });
-  const shown = chart.labels && chart.series.length === 1 ? [] : keys;
+  const single = chart.series.length === 1 && (isLines || chart.labels);
   return {
-    title: chart.title, note: chart.note, keys: shown, remark: draw === drawLines ? smoothingRemark(chart) : "",
-    label: `${chart.title}: ${chart.series.map(one => one.label || words(one.name)).join(", ")}. The arrow keys read its values.`,
+    title: chart.title, note: chart.note, keys: single && chart.series[0].run === undefined ? [] : keys,
+    aside: single ? last(chart.series[0]) : "", remark: isLines ? smoothingRemark(chart) : "",
+    label: `${chart.title}: ${chart.series.map(nameOf).join(", ")}. The arrow keys read its values.`,
     draw: (card, width) => draw(card, chart, width, classOf),
   };
 }

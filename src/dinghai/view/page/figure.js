@@ -2,7 +2,7 @@
 import { el, keyed, makeTip, svgEl } from "./dom.js";
 import { saveButton } from "./save.js";
 
-// spec: { title, note, keys: [{ classes, text }], label, draw(card, width) -> svg }
+// spec: { title, aside, note, keys: [{ classes, text }], label, draw(card, width) -> svg, remark }; the last is for the file.
 // `label` says to a reader who does not see the figure what it shows. Returns { node, tip, update(spec) }.
 export function chartBox(spec) {
   const heading = el("h3"), note = el("p", "note"), keys = el("div", "keys");
@@ -13,7 +13,7 @@ export function chartBox(spec) {
   card.tip.node.setAttribute("role", "status");
 
   function write() {
-    heading.textContent = current.title;
+    heading.replaceChildren(current.title, current.aside ? el("small", "", current.aside) : "");
     note.textContent = current.note || "";
     note.hidden = !current.note;
     keys.replaceChildren(...(current.keys || []).map(one => keyed(one.classes, one.text)));
@@ -41,6 +41,7 @@ export function chartBox(spec) {
   write();
   // Drawing changes the card's height: outside of the observer's own round, or the browser complains of a loop.
   new ResizeObserver(() => requestAnimationFrame(() => {
+    if (!node.isConnected) return;
     const style = getComputedStyle(node);
     const now = Math.floor(node.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight));
     if (now < 60 || now === width) return;

@@ -43,7 +43,7 @@ export function mountVerdict(host, source, run) {
 
 export function mountCurves(host, source, run) {
   const curves = gallery(() => drawLines, () => undefined, "charts");
-  host.replaceChildren(...heading("Curves"), curves.node);
+  host.replaceChildren(...heading("Curves", "The figure beside a name is the last one. Where a curve is noisy, the strong line is its running mean and the faint one what was measured."), curves.node);
   const refresh = async () => {
     const data = await source.overview(run);
     curves.show(data.curves);

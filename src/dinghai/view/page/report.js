@@ -1,7 +1,9 @@
 // The report: the views of one run over the data that the file itself holds.
+import { mountClip } from "./clip.js";
+import { mountClip } from "./clip.js";
 import { heading, mountCurves, mountRegions, mountVerdict } from "./overview.js";
 import { mountSettings } from "./settings.js";
-import { sections, themeButton } from "./shell.js";
+import { printLight, sections, themeButton } from "./shell.js";
 import { tokenSection } from "./tokens.js";
 
 // Answers the views from what is embedded: { overview, traced, censuses, heads, groups }.
@@ -30,10 +32,13 @@ async function showReport() {
   const bar = document.getElementById("bar");
   const part = sections(document.getElementById("main"), bar);
   bar.after(themeButton(null));
-  await mountVerdict(document.getElementById("summary"), source, run);
+  printLight();
+  await mountVerdict(part("summary", "Summary"), source, run);
   const { curves, regions_over_time: regions } = data.overview, steps = data.traced.steps;
   if (curves.length) await mountCurves(part("curves", "Curves"), source, run);
   if (regions.length) await mountRegions(part("regions", "What the rule did"), source, run);
+  if (data.censuses[""]) await mountClip(part("clip", "Where it acts"), source, run);
+  if (data.censuses[""]) await mountClip(part("clip", "Where the rule acts"), source, run);
   if (steps.length) {
     const tokens = steps.map(one => ({
       step: one.step, updates: one.updates, recorded: one.tokens, groups: data.heads[one.step].map(head => data.groups[`${one.step}/${head.group}`]),

@@ -1,7 +1,8 @@
 // What both pages have around their views: the sections with their table of contents, and the choice of light or dark.
 import { el } from "./dom.js";
 
-// Sections in order, each with an entry in the bar that stays at the top. part(id, name) -> the element to fill.
+// Sections in order, each with an entry in the bar that stays at the top. part(id, name) -> the element to fill, which is
+// made where the page has none with that id.
 export function sections(main, bar) {
   const entries = new Map();
   const watcher = new IntersectionObserver(seen => {
@@ -10,17 +11,27 @@ export function sections(main, bar) {
     for (const entry of entries.values()) entry.button.classList.toggle("here", entry === first);
   }, { rootMargin: "-12% 0px -60% 0px" });
   return (id, name) => {
-    const host = el("section", "part");
+    const host = document.getElementById(id) || el("section", "part");
     host.id = id;
-    main.append(host);
+    if (!host.isConnected) main.append(host);
     const button = el("button", "", name);
     button.type = "button";
     button.addEventListener("click", () => host.scrollIntoView());
     bar.append(button);
     entries.set(host, { button, here: false });
     watcher.observe(host);
+    // A view that has nothing to show hides itself.
+    new MutationObserver(() => { button.hidden = host.hidden; }).observe(host, { attributes: true, attributeFilter: ["hidden"] });
     return host;
   };
+}
+
+// On paper the page is light, whatever was chosen for the screen.
+export function printLight() {
+  const root = document.documentElement;
+  let before = null;
+  addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; });
+  addEventListener("afterprint", () => { if (before === undefined) delete root.dataset.theme; else root.dataset.theme = before; });
 }
 
 // A button that turns light into dark and back. kept: { read(), write(theme) }, or null where nothing is to be kept.
