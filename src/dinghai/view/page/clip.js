@@ -14,10 +14,10 @@ export async function mountClip(host, source, run) {
   const chosen = { step: ALL, update: ALL };
   const pick = pickers(chosen, source.live, () => load());
   const coverage = el("p", "lead"), views = el("div", "clipviews");
-  const map = figureSlot(), regions = el("div", "scroll"), ratios = figureSlot(), tokens = tokenCard();
+  const map = figureSlot(), regions = el("div", "card scroll"), ratios = figureSlot(() => scale.node), tokens = tokenCard();
   const where = { position: figureSlot(), probability: figureSlot(), reward: figureSlot() };
   const scale = scaleSwitch(() => showRatios());
-  views.append(map.node, regions, ratios.node, scale.node,
+  views.append(map.node, regions, ratios.node,
     el("div", "charts wide", tokens.node, where.position.node, where.probability.node, where.reward.node));
   host.replaceChildren(el("div", "clip",
     ...heading("Where the rule acts", "Each token has a ratio r = π_new/π_old and an advantage A, and so a place in the plane in which the rule decides."),
@@ -92,8 +92,9 @@ function lanes(slot, title, shown, axis, place) {
   });
 }
 
-// A place for a figure that is made when there is something to show, and kept from then on.
-function figureSlot() {
+// A place for a figure that is made when there is something to show, and kept from then on. `above()`: what stands
+// between its words and its picture.
+function figureSlot(above) {
   const node = el("div", "slot");
   let card = null;
   return {
@@ -101,6 +102,7 @@ function figureSlot() {
     show(spec) {
       if (card) { card.update(spec); return; }
       card = chartBox(spec);
+      if (above) card.node.insertBefore(above(), card.node.lastChild);
       node.append(card.node);
     },
   };
@@ -157,7 +159,7 @@ function scaleSwitch(changed) {
   const box = el("input");
   box.type = "checkbox";
   box.addEventListener("change", changed);
-  return { node: el("label", "scaleswitch", box, "count tokens on a linear scale"), linear: () => box.checked };
+  return { node: el("label", "scaleswitch", box, "linear scale"), linear: () => box.checked };
 }
 
 function tokenCard() {

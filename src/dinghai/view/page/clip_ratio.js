@@ -78,7 +78,7 @@ function drawNoise(svg, axis, noise, bottom, rule) {
   band(noise.sampler_median, 0.5);
   const right = band(noise.sampler_q95, 1), label = `noise ±${smallText(noise.sampler_q95)}`;
   const next = Math.min(axis.right, ...boundsOf(rule).filter(one => one.logRatio > noise.sampler_q95).map(one => axis.x(one.logRatio)));
-  if (right + 8 + label.length * 5.3 < next) svg.append(svgEl("text", { class: "label small", x: right + 4, y: TOP + 2 }, label));
+  if (right + 12 + label.length * 5.8 < next) svg.append(svgEl("text", { class: "label small", x: right + 4, y: TOP + 2 }, label));
 }
 
 const smallText = value => (value < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(2))));
