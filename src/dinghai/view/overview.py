@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dinghai.errors import DinghaiError, InputError
+from dinghai.lens.costs import costs
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.regions import EFFECT_MEANING, REGION_MEANING
 from dinghai.lens.rule_facts import load_rule_facts
@@ -51,7 +52,7 @@ def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]
         "regions": [{"name": name, "meaning": meaning} for name, meaning in REGION_MEANING.items()],
         "effects": [{"name": name, "meaning": meaning} for name, meaning in EFFECT_MEANING.items()],
         "rule": rule,
-        "costs": [],
+        "costs": [[safe(name), safe(value)] for name, value in costs(run_folder, metrics)],
         "settings": [[safe(name), safe(value)] for name, value in settings_rows(config)],
         "trained_with": [[safe(name), safe(value)] for name, value in trained_with(run_folder)],
         "versions": version_rows(),
