@@ -258,8 +258,8 @@ function chartSpec(chart, draw, classOf) {
 function smoothingRemark(chart) {
   const windows = chart.series.map(one => smoothingOf(one.points) * (one.every || 1)).filter(window => window > 0);
   const every = Math.max(1, ...chart.series.map(one => one.every || 1));
-  const parts = windows.length ? [`strong: mean of ${Math.max(...windows)} steps`] : [];
-  if (every > 1) parts.push(`${windows.length ? "faint" : "line"}: mean of ${every} steps`, "shade: lowest to highest of them");
+  const parts = windows.length ? [`Strong line: mean of ${Math.max(...windows)} steps`] : [];
+  if (every > 1) parts.push(`${windows.length ? "faint" : "Line"}: mean of ${every} steps`, "shade: lowest to highest of them");
   else if (windows.length) parts.push("faint: each step");
   return parts.join("; ");
 }

@@ -59,11 +59,11 @@ function writeKeys(out, svg, keys, width, top) {
     const long = 22 + measured(key.text, "11px");
     if (x > PADDING && x + long > width + PADDING) { x = PADDING; y += LINE; }
     // A path of the figure's own classes has the colour and the dashes that the key stands for.
-    const probe = svgEl("path", { class: `keysample ${key.classes}`, d: `M${x} ${y - 4}h14` });
+    const probe = svgEl("path", { class: `keysample ${key.classes}`, d: `M${x.toFixed(1)} ${y - 4}h14` });
     svg.append(probe);
     const sample = copied(probe);
     probe.remove();
-    out.append(sample, svgEl("text", { x: x + 19, y, "font-size": 11, fill: "#1d2329" }, key.text));
+    out.append(sample, svgEl("text", { x: (x + 19).toFixed(1), y, "font-size": 11, fill: "#1d2329" }, key.text));
     x += long + 12;
   }
   return keys.length ? y + LINE : top;
@@ -98,7 +98,7 @@ function copied(node) {
 }
 
 function setPaint(out, style) {
-  for (const name of ["fill", "stroke"]) {
+  for (const name of out.localName === "line" ? ["stroke"] : ["fill", "stroke"]) {
     const value = style.getPropertyValue(name);
     if (value === "none" || value.startsWith("url(")) { out.setAttribute(name, value); continue; }
     const [colour, opacity] = plainColour(value);
