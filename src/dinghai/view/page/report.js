@@ -1,10 +1,9 @@
 // The report: the views of one run over the data that the file itself holds.
 import { mountClip } from "./clip.js";
-import { mountClip } from "./clip.js";
-import { heading, mountCurves, mountRegions, mountVerdict } from "./overview.js";
+import { mountCurves, mountRegions, mountVerdict } from "./overview.js";
 import { mountSettings } from "./settings.js";
 import { printLight, sections, themeButton } from "./shell.js";
-import { tokenSection } from "./tokens.js";
+import { mountTokens } from "./tokens.js";
 
 // Answers the views from what is embedded: { overview, traced, censuses, heads, groups }.
 function embeddedSource(data) {
@@ -37,14 +36,8 @@ async function showReport() {
   const { curves, regions_over_time: regions } = data.overview, steps = data.traced.steps;
   if (curves.length) await mountCurves(part("curves", "Curves"), source, run);
   if (regions.length) await mountRegions(part("regions", "What the rule did"), source, run);
-  if (data.censuses[""]) await mountClip(part("clip", "Where it acts"), source, run);
   if (data.censuses[""]) await mountClip(part("clip", "Where the rule acts"), source, run);
-  if (steps.length) {
-    const tokens = steps.map(one => ({
-      step: one.step, updates: one.updates, recorded: one.tokens, groups: data.heads[one.step].map(head => data.groups[`${one.step}/${head.group}`]),
-    }));
-    part("tokens", "Token by token").append(...heading("Token by token"), tokenSection({ ...data.overview, tokens }));
-  }
+  if (steps.length) await mountTokens(part("tokens", "Token by token"), source, run);
   await mountSettings(part("settings", "Settings"), source, run);
 }
 
