@@ -19,7 +19,7 @@ from dinghai.errors import InputError, RunFailed
 from dinghai.files import nonfinite_as_text
 from dinghai.lens import census as module
 from dinghai.lens.bins import PROBABILITY_EDGES, Bins
-from dinghai.lens.census import Census, census
+from dinghai.lens.census import Census, RunCensus, census
 from dinghai.lens.regions import EFFECTS, REGIONS
 from dinghai.lens.rewards import GroupRewards
 from dinghai.lens.tokens import Tokens
@@ -290,19 +290,47 @@ def test_steps_and_updates_add_up(tmp_path: Path) -> None:
 def test_a_run_with_too_many_tokens_is_sampled_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ROWS_A_FILE_COSTS", 0)
     reader = write_trace(tmp_path, steps=9)
-    assert census(reader, rows_at_most=9 * 120)["sampled"] is None
-    few = census(reader, rows_at_most=9 * 120 - 1)
-    assert few["sampled"] == "8 of 9 steps, evenly spaced"
-    few = census(reader, rows_at_most=400)
-    assert (few["sampled"], few["steps"]) == ("3 of 9 steps, evenly spaced", [1, 9])
-    assert few["tokens"] + few["masked"] == 3 * 120
-    assert_same(few["by_token"], census(reader, [1, 5, 9])["by_token"])
-    assert census(reader, rows_at_most=1)["sampled"] == "1 of 9 steps, evenly spaced"
+
+    def with_at_most(rows: int) -> dict[str, Any]:
+        return RunCensus(reader, BINS, rows_at_most=rows).of(reader.steps())
+
+    assert with_at_most(9 * 120)["sampled"] is None
+    few = with_at_most(9 * 120 - 1)
+    assert (few["sampled"], few["steps"]) == ("4 of 9 steps, evenly spaced", [1, 9])
+    assert few["tokens"] + few["masked"] == 4 * 120
+    assert_same(few["by_token"], census(reader, [2, 4, 6, 8], bins=BINS)["by_token"])
+    assert_same(with_at_most(1)["by_token"], census(reader, [5], bins=BINS)["by_token"])
+    for rows in range(120, 1200, 50):
+        assert with_at_most(rows)["tokens"] <= rows
 
 
 def test_opening_files_counts_towards_what_is_read(tmp_path: Path) -> None:
     reader = write_trace(tmp_path, steps=6)
-    assert census(reader, rows_at_most=4 * (120 + 2 * module._ROWS_A_FILE_COSTS))["sampled"].startswith("4 of 6")
+    found = RunCensus(reader, BINS, rows_at_most=3 * (120 + 2 * module._ROWS_A_FILE_COSTS)).of(reader.steps())
+    assert found["sampled"] == "3 of 6 steps, evenly spaced"
+
+
+def test_a_growing_run_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = module._census_of_step
+    monkeypatch.setattr(module, "_census_of_step", lambda *a: (read.append(a[1]), original(*a))[1])
+    reader = write_trace(tmp_path, steps=6)
+    growing = RunCensus(reader, BINS, rows_at_most=5 * (120 + 2 * module._ROWS_A_FILE_COSTS))
+    for end, new in ((3, [1, 2, 3]), (3, []), (5, [4, 5]), (6, [2, 4, 6])):
+        read.clear()
+        found = growing.of(range(1, end + 1))
+        assert read == new
+    assert found["sampled"] == "3 of 6 steps, evenly spaced"
+    assert_same(found["map"], census(reader, [2, 4, 6], bins=BINS)["map"])
+
+
+def test_steps_that_a_resumed_run_made_anew_are_counted_anew(tmp_path: Path) -> None:
+    reader = write_trace(tmp_path, steps=3)
+    growing = RunCensus(reader, BINS)
+    growing.of([1, 2, 3])
+    write_trace(tmp_path, steps=3, rows=80)
+    assert_same(growing.of([1, 2, 3]), census(TraceReader(tmp_path), bins=BINS))
+    assert_same(growing.of([1, 2]), census(TraceReader(tmp_path), [1, 2], bins=BINS))
 
 
 def test_a_damaged_step_is_left_out_and_named(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ and never holds more of a trace than one of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from dinghai.lens.bins import (
     PROBABILITY_EDGES,
     Bins,
     bins_for,
-    evenly_spaced,
     place_position,
     place_probability,
     place_reward,
@@ -28,7 +28,7 @@ from dinghai.lens.bins import (
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.rewards import GroupRewards, group_rewards
 from dinghai.lens.tokens import Tokens, read_tokens
-from dinghai.trace import TraceReader
+from dinghai.trace import Marker, TraceReader
 from dinghai.trace.schema import update_number
 
 ROWS_AT_MOST = 4_000_000  # of tokens, that the census of a whole run reads
@@ -281,20 +281,72 @@ class _Table:
         return out
 
 
+class RunCensus:
+    """The census of many steps of a run that may grow: what was counted is kept, and only what is new is read.
+
+    Several threads may use it at once; they wait for each other.
+
+    Args:
+        bins: those of the run, from `bins_for`.
+        update: index of the update within the batch; None for all of them.
+        rows_at_most: tokens that are read. Where there are more, every second step is read, or every fourth, and so on,
+            at least one.
+    """
+
+    def __init__(
+        self, reader: TraceReader, bins: Bins, update: int | None = None, rows_at_most: int = ROWS_AT_MOST
+    ) -> None:
+        self._reader, self._bins, self._update, self._rows_at_most = reader, bins, update, rows_at_most
+        self._lock = threading.Lock()
+        self._counted: dict[int, Marker] = {}
+        self._total = Census(bins)
+
+    def of(self, steps: Sequence[int]) -> dict[str, Any]:
+        """The census of these complete steps, in order, as `census` gives it.
+
+        Raises:
+            InputError: a step is not there, or there is none with such an update.
+            RunFailed: no step could be read, since files are damaged.
+        """
+        with self._lock:
+            return self._of(steps)
+
+    def _of(self, steps: Sequence[int]) -> dict[str, Any]:
+        markers = {step: self._reader.marker(step) for step in steps}
+        costs = {step: _rows_to_read(marker, self._update) for step, marker in markers.items()}
+        asked = [step for step, cost in costs.items() if cost > 0]
+        if not asked:
+            what = "complete step" if self._update is None else f"step with an update {self._update}"
+            raise InputError(f"{self._reader.folder} has no {what} to show")
+        chosen = _steps_to_read(asked, costs, self._rows_at_most)
+        if any(step not in chosen or markers[step] != marker for step, marker in self._counted.items()):
+            # Some are gone or were made anew, or there are so many now that fewer are read.
+            self._counted, self._total = {}, Census(self._bins)
+        failures = []
+        for step in chosen:
+            if step in self._counted:
+                continue
+            try:
+                self._total += _census_of_step(self._reader, step, self._update, self._bins)
+                self._counted[step] = markers[step]
+            except RunFailed as failure:
+                failures.append(failure)
+        if not self._counted:
+            raise failures[-1]
+        few = f"{len(chosen):,} of {len(asked):,} steps, evenly spaced" if len(chosen) < len(asked) else None
+        notes = [str(failure) for failure in failures]
+        return {"steps": [asked[0], asked[-1]], "sampled": few, "notes": notes, **self._total.as_dict()}
+
+
 def census(
-    reader: TraceReader,
-    steps: Sequence[int] | None = None,
-    update: int | None = None,
-    bins: Bins | None = None,
-    rows_at_most: int = ROWS_AT_MOST,
+    reader: TraceReader, steps: Sequence[int] | None = None, update: int | None = None, bins: Bins | None = None
 ) -> dict[str, Any]:
     """The census of some steps as JSON: counts of tokens, and sums of f·|w0|·(1-p) and of what the rule removed of it.
 
     Args:
-        steps: complete steps; None for all of the trace.
+        steps: complete steps; None for all of the trace, or for so many of them as hold ROWS_AT_MOST tokens.
         update: index of the update within the batch; None for all of them. Steps that have no such update are left out.
         bins: those of the run, from `bins_for`; None to choose them here.
-        rows_at_most: tokens that are read. Where there are more, evenly spaced steps are read, at least one.
 
     Returns:
         tokens, signal (A ≠ 0), stopped, outside (the band): counts. gradient, removed: sums, of finite tokens.
@@ -312,24 +364,8 @@ def census(
         InputError: there is no such step or update.
         RunFailed: no step could be read, since files are damaged.
     """
-    known = reader.steps() if steps is None else sorted(steps)
-    asked = [step for step in known if update is None or update in reader.updates(step)]
-    if not asked:
-        what = "complete step" if update is None else f"step with an update {update}"
-        raise InputError(f"{reader.folder} has no {what} to show")
-    chosen = _steps_to_read(reader, asked, update, rows_at_most)
-    total = Census(bins or bins_for(reader))
-    failures: list[RunFailed] = []
-    for step in chosen:
-        try:
-            total += _census_of_step(reader, step, update, total.bins)
-        except RunFailed as failure:
-            failures.append(failure)
-    if len(failures) == len(chosen):
-        raise failures[-1]
-    few = f"{len(chosen):,} of {len(asked):,} steps, evenly spaced" if len(chosen) < len(asked) else None
-    notes = [str(failure) for failure in failures]
-    return {"steps": [asked[0], asked[-1]], "sampled": few, "notes": notes, **total.as_dict()}
+    chosen = reader.steps() if steps is None else sorted(steps)
+    return RunCensus(reader, bins or bins_for(reader), update).of(chosen)
 
 
 def _census_of_step(reader: TraceReader, step: int, update: int | None, bins: Bins) -> Census:
@@ -340,19 +376,22 @@ def _census_of_step(reader: TraceReader, step: int, update: int | None, bins: Bi
     return found
 
 
-def _steps_to_read(reader: TraceReader, steps: list[int], update: int | None, rows_at_most: int) -> list[int]:
-    """All steps, or as many of them, evenly spaced, as cost no more than that."""
-    costs = {step: _rows_to_read(reader, step, update) for step in steps}
-    count = max(1, min(len(steps), len(steps) * rows_at_most // max(1, sum(costs.values()))))
-    while count > 1 and sum(costs[step] for step in evenly_spaced(steps, count)) > rows_at_most:
-        count -= 1
-    return evenly_spaced(steps, count)
+def _steps_to_read(steps: list[int], costs: Mapping[int, int], rows_at_most: int) -> list[int]:
+    """All steps, or as many of them, evenly spaced, as cost no more than that.
+
+    The distances are powers of two, so that a run which grows keeps those that it has until there are twice as many.
+    """
+    distance, chosen = 1, steps
+    while len(chosen) > 1 and sum(costs[step] for step in chosen) > rows_at_most:
+        distance *= 2
+        chosen = steps[distance // 2 :: distance]
+    return chosen
 
 
-def _rows_to_read(reader: TraceReader, step: int, update: int | None) -> int:
-    """Tokens of a step, and what opening its files costs in tokens."""
+def _rows_to_read(marker: Marker, update: int | None) -> int:
+    """Tokens of a step, and what opening its files costs in tokens; 0 where it has no such update."""
     rows = 0
-    for name, facts in reader.marker(step).files.items():
+    for name, facts in marker.files.items():
         number = update_number(name)
         if number is not None and update in (None, number):
             rows += facts["rows"] + _ROWS_A_FILE_COSTS
