@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from trace_records import Batch, make_writer, write_step
+from trace_records import Batch, make_batch, make_writer, write_step
 
 from dinghai.errors import InputError, RunFailed
 from dinghai.trace import TRACE_VERSION, TraceReader
+from dinghai.trace import reader as module
 from dinghai.trace.schema import OPTIONAL, TOKEN_SCHEMA
 
 VERSION_1 = Path(__file__).with_name("version-1")  # as the first version wrote it: step 1, two updates, 24 tokens
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if files were written long ago: what they hold is remembered."""
+    monkeypatch.setattr(module, "_SETTLED_NS", -1)
 
 
 def test_steps_updates_and_names(trace_folder: Path) -> None:
@@ -105,6 +116,36 @@ def test_a_file_cut_short_anywhere_makes_its_step_incomplete(trace_folder: Path)
     assert TraceReader(trace_folder).steps() == [1, 2, 3]
 
 
+def test_damage_under_a_readers_eyes_is_never_shown_as_data(trace_folder: Path, settled: None) -> None:
+    """Cut, or zeros in place of data, from each 4 KiB boundary on: as a full disk, a bad copy or a power cut leave it.
+
+    The reader has listed the step and read the file before.
+    """
+    clock = itertools.count(10**18)  # that of the file system may be too coarse for changes as quick as these
+
+    def change(path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        os.utime(path, ns=(0, next(clock)))
+
+    reader = TraceReader(trace_folder)
+    assert reader.steps() == [1, 2, 3]
+    for path in sorted((trace_folder / "step-000002").glob("update-*")):
+        update = int(path.name[7:10])
+        whole = path.read_bytes()
+        for length in [*range(0, len(whole), 4096), len(whole) - 1]:
+            for content in (whole[:length], whole[:length] + bytes(len(whole) - length)):
+                change(path, content)
+                with pytest.raises(RunFailed, match=f"{path.name} is damaged"):
+                    reader.tokens(2, update, ["region"])
+                assert reader.steps() == [1, 3]
+                assert path.name in reader.incomplete()[2]
+                with pytest.raises(InputError, match="cannot be read"):
+                    reader.tokens(2)
+                change(path, whole)
+                assert reader.steps() == [1, 2, 3]
+        assert reader.tokens(2, update).num_rows > 0
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", "null", '{"version": 1}', '{"version": "x"}', "[" * 10_000, '{"version": 1, "files": 3}', "\x00"],
@@ -163,3 +204,72 @@ def test_reading_never_writes(trace_folder: Path) -> None:
         reader.tokens(step)
         reader.samples(step)
     assert {path: path.stat().st_mtime_ns for path in trace_folder.rglob("*")} == before
+
+
+def test_what_is_known_and_has_not_changed_is_not_looked_at_again(
+    trace_folder: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    for name in ("read_json", "sha256_file"):
+        original = getattr(module, name)
+
+        def spy(path: Path, original: Callable[..., object] = original, **more: object) -> object:
+            looks.append(path.name)
+            return original(path, **more)
+
+        monkeypatch.setattr(module, name, spy)
+
+    reader = TraceReader(trace_folder)
+    assert reader.steps() == [1, 2, 3]
+    assert looks == [module.schema.MARKER] * 3
+    for step in (1, 2):
+        reader.tokens(step, 0)
+    assert looks[3:] == ["update-000.rank0.parquet"] * 2
+    looks.clear()
+    reader.steps(), reader.incomplete(), reader.tokens(1, 0), reader.tokens(2, 0, ["advantage"]), reader.names(1)
+    assert looks == ["samples.rank0.parquet"]  # where the names are
+    TraceReader(trace_folder).tokens(1, 0)
+    assert looks[1:] == [module.schema.MARKER]  # another reader of the process
+
+
+def test_a_file_of_a_moment_ago_is_looked_at_again(trace_folder: Path) -> None:
+    """Within the grain of the clock a second change has the same time, and may have the same length."""
+    TraceReader(trace_folder).tokens(1, 0)
+    assert not any(str(trace_folder) in path for path in module._hashes)
+
+
+def test_a_step_that_is_written_anew_is_read_anew(trace_folder: Path, settled: None) -> None:
+    reader = TraceReader(trace_folder)
+    reader.tokens(2)
+    other = make_batch(seed=9)
+    write_step(make_writer(trace_folder), 2, other)
+    assert reader.steps() == [1, 2, 3]
+    assert reader.tokens(2, 0)["logp_old"].to_numpy().tolist() == other.updates[0][0]["logp_old"].tolist()
+
+
+def test_a_step_that_is_being_written_is_not_shown(trace_folder: Path, batch: Batch) -> None:
+    reader = TraceReader(trace_folder)
+    assert reader.steps() == [1, 2, 3]
+    writer = make_writer(trace_folder)
+    writer.begin_step(3, batch.samples)
+    assert reader.steps() == [1, 2]
+    assert "not finished" in reader.incomplete()[3]
+    with pytest.raises(InputError, match="not finished"):
+        reader.tokens(3)
+
+
+def test_a_long_listing_is_quick(trace_folder: Path) -> None:
+    """2,000 steps take 20 ms once they are known; the bar leaves room for a busy machine."""
+    for step in range(4, 2001):
+        target = trace_folder / f"step-{step:06d}"
+        target.mkdir()
+        for path in (trace_folder / "step-000001").iterdir():
+            os.link(path, target / path.name)
+    reader = TraceReader(trace_folder)
+    assert len(reader.steps()) == 2000
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        assert len(reader.steps()) == 2000
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.2

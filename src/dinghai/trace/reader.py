@@ -1,7 +1,13 @@
-"""Reads the trace: only complete steps, and of them only what is asked for."""
+"""Reads the trace: only complete steps, and of them only what is asked for.
+
+What was found out about a file is remembered until the file changes: a page that follows a long run asks again and
+again, and most of what it asks about stays as it is.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinghai.errors import InputError, RunFailed
-from dinghai.files import read_json
+from dinghai.files import read_json, sha256_file
 from dinghai.trace import schema
 
 _MEND = "Remove that step's folder, or restore the file"
 _MARKER_BYTES_AT_MOST = 4_000_000  # some 20,000 files; a longer one is no marker of ours
+_SETTLED_NS = 2_000_000_000
+"""A file that was changed less than this ago is hashed again: clocks of file systems may be as coarse as this, and a
+second change would not show."""
+
+_HASHES_AT_MOST = 100_000  # remembered, some 30 MB
+
+Signature = tuple[int, int, int, int]  # of a file's content: bytes, times of the last changes (ns), inode
+_hashes: dict[str, tuple[Signature, str]] = {}  # path -> SHA-256 of what it held; for all readers of the process
 
 
 @dataclass(frozen=True)
@@ -30,11 +44,15 @@ class Marker:
 
 
 class TraceReader:
-    """The trace of a run. `folder` is the run's `trace` folder; one that does not exist has no steps."""
+    """The trace of a run. `folder` is the run's `trace` folder; one that does not exist has no steps.
+
+    Keep a reader for as long as the run is looked at: it remembers which steps it found complete. Several threads may
+    use it at once.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._markers: dict[int, Marker] = {}
+        self._complete: dict[int, tuple[Signature, Marker]] = {}  # step -> its marker, and of which file
 
     def steps(self) -> list[int]:
         """The complete steps, in order.
@@ -47,6 +65,8 @@ class TraceReader:
     def incomplete(self) -> dict[int, str]:
         """The steps that are not shown, and why: the run died while writing them, or a file was damaged later.
 
+        Damage that leaves a file's length as it was shows when the file is read, and here from then on.
+
         Raises:
             InputError: a newer version of Dinghai wrote the trace.
         """
@@ -58,12 +78,10 @@ class TraceReader:
         Raises:
             InputError: the step is not there, or not complete.
         """
-        if step not in self._markers:
-            marker = self._load(schema.step_folder(self.folder, step))
-            if isinstance(marker, str):
-                raise InputError(f"{schema.step_folder(self.folder, step)} cannot be read: {marker}")
-            self._markers[step] = marker
-        return self._markers[step]
+        marker = self._load(step)
+        if isinstance(marker, str):
+            raise InputError(f"{schema.step_folder(self.folder, step)} cannot be read: {marker}")
+        return marker
 
     def updates(self, step: int) -> list[int]:
         """Indices of the updates that the step's batch of rollouts got."""
@@ -84,20 +102,17 @@ class TraceReader:
         unknown = [name for name in wanted if name != "update" and name not in schema.TOKEN_SCHEMA.names]
         if unknown:
             raise InputError(f"the trace has no column {unknown[0]!r}; it has {', '.join(schema.TOKEN_SCHEMA.names)}")
+        marker = self.marker(step)
         if update is not None and update not in self.updates(step):
             raise InputError(f"step {step} has no update {update}; it has {self.updates(step)}")
 
         tables = []
-        for name in sorted(self.marker(step).files):
+        for name in sorted(marker.files):
             number = schema.update_number(name)
             if number is None or update not in (None, number):
                 continue
-            table = self._read(step, name, [column for column in wanted if column != "update"])
-            table = table.append_column("update", pa.array([number] * table.num_rows, pa.int32()))
-            for column in set(wanted).difference(table.column_names):  # of an older version
-                kind = schema.TOKEN_SCHEMA.field(column).type
-                table = table.append_column(column, pa.nulls(table.num_rows, kind))
-            tables.append(table.select(wanted))
+            table = self._read(step, name, marker.files[name], [column for column in wanted if column != "update"])
+            tables.append(_with_columns(table, wanted, number, marker.files[name]["rows"]))
         return pa.concat_tables(tables) if tables else _empty(wanted)
 
     def samples(self, step: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -110,9 +125,9 @@ class TraceReader:
             InputError: there is no such step.
             RunFailed: a file is damaged.
         """
-        names = sorted(name for name in self.marker(step).files if schema.is_samples_file(name))
+        files = self.marker(step).files
         wanted = None if columns is None else list(columns)
-        tables = [self._read(step, name, wanted) for name in names]
+        tables = [self._read(step, name, files[name], wanted) for name in sorted(files) if schema.is_samples_file(name)]
         if not tables:
             empty = schema.samples_schema([]).empty_table()
             return empty if wanted is None else empty.select(wanted)
@@ -120,50 +135,51 @@ class TraceReader:
 
     def names(self, step: int) -> schema.Names:
         """What the numbers in `region` and `effect` mean, as the step's files say."""
-        name = min(self.marker(step).files)
+        files = self.marker(step).files
+        name = min(files)
         path = schema.step_folder(self.folder, step) / name
-        return schema.decode_names(self._open(step, name).schema_arrow.metadata, path)
+        return schema.decode_names(self._open(step, name, files[name]).schema_arrow.metadata, path)
 
     def _check_steps(self) -> dict[int, str | None]:
         """Each step -> None where it is complete, else why it is not."""
         if not self.folder.is_dir():
             return {}
-        found: dict[int, str | None] = {}
-        for path in sorted(self.folder.iterdir()):
-            step = schema.step_number(path)
-            if step is None:
-                continue
-            marker = self._load(path)
-            if isinstance(marker, Marker):
-                self._markers[step] = marker
-            found[step] = marker if isinstance(marker, str) else None
-        return dict(sorted(found.items()))
+        with os.scandir(self.folder) as entries:
+            numbers = [schema.step_number(entry) for entry in entries]
+        found = {step: self._load(step) for step in sorted(number for number in numbers if number is not None)}
+        return {step: marker if isinstance(marker, str) else None for step, marker in found.items()}
 
-    def _load(self, folder: Path) -> Marker | str:
-        """The marker of a step's folder, or why the step is not complete."""
-        path = folder / schema.MARKER
-        if not path.is_file():
+    def _load(self, step: int) -> Marker | str:
+        """The marker of a step, or why the step is not complete."""
+        path = (
+            f"{self.folder}/{schema.step_folder_name(step)}/{schema.MARKER}"  # a Path would take longer than the rest
+        )
+        try:
+            signature = _signature(path)
+        except OSError:
+            self._complete.pop(step, None)
             return "it was not finished (no complete.json): the run stopped while writing it, or still runs"
-        marker = _parse_marker(path)
+        known = self._complete.get(step)
+        if known is not None and known[0] == signature:
+            return known[1]
+        marker = _parse_marker(Path(path))
         if isinstance(marker, str):
             return marker
+        folder = schema.step_folder(self.folder, step)
         for name, facts in marker.files.items():
-            file = folder / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != facts["bytes"]:
-                found = "missing" if size is None else f"{size} bytes long"
-                return f"{name} is {found}, and was {facts['bytes']} bytes when the step was finished"
+            if why := _why_damaged(folder / name, facts):
+                return f"{name} {why}"
+        self._complete[step] = signature, marker
         return marker
 
-    def _open(self, step: int, name: str) -> pq.ParquetFile:
+    def _open(self, step: int, name: str, expected: dict[str, Any]) -> pq.ParquetFile:
+        """A file whose content is what the marker says; `expected` is its entry there."""
         path = schema.step_folder(self.folder, step) / name
-        expected = self.marker(step).files[name]
         try:
-            content = path.read_bytes()
-            facts = schema.file_facts(expected["rows"], content)
-            if facts != expected:
-                raise RunFailed(f"{path} is damaged: its content is not what was written. {_MEND}")
-            file = pq.ParquetFile(pa.BufferReader(content))
+            if why := _why_damaged(path, expected, look_inside=True):
+                self._complete.pop(step, None)  # so that the listing of steps looks again
+                raise RunFailed(f"{path} is damaged: it {why}. {_MEND}")
+            file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
             raise RunFailed(f"{path} cannot be read ({_first_line(error)}). {_MEND}") from error
         schema.decode_names(file.schema_arrow.metadata, path)  # refuses a newer version
@@ -171,14 +187,63 @@ class TraceReader:
             raise RunFailed(f"{path} is damaged: it has {file.metadata.num_rows} rows, not {expected['rows']}. {_MEND}")
         return file
 
-    def _read(self, step: int, name: str, columns: list[str] | None) -> pa.Table:
-        file = self._open(step, name)
-        try:
-            table = file.read(columns=columns).replace_schema_metadata(None)
-        except (pa.ArrowException, OSError) as error:
-            path = schema.step_folder(self.folder, step) / name
-            raise RunFailed(f"{path} cannot be read ({_first_line(error)}). {_MEND}") from error
-        return table
+    def _read(self, step: int, name: str, expected: dict[str, Any], columns: list[str] | None) -> pa.Table:
+        """The columns that the file has of those asked for; all of them for None."""
+        with self._open(step, name, expected) as file:
+            try:
+                return file.read(columns=columns).replace_schema_metadata(None)
+            except (pa.ArrowException, OSError) as error:
+                path = schema.step_folder(self.folder, step) / name
+                raise RunFailed(f"{path} cannot be read ({_first_line(error)}). {_MEND}") from error
+
+
+def _signature(path: Path | str) -> Signature:
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+def _why_damaged(path: Path, expected: dict[str, Any], look_inside: bool = False) -> str:
+    """What is wrong with a file, as the rest of a sentence that it begins; empty where nothing is.
+
+    look_inside: whether its content is looked at if it has not been before.
+    """
+    try:
+        signature = _signature(path)
+    except FileNotFoundError:
+        return f"is missing, and had {expected['bytes']} bytes when the step was finished"
+    if signature[0] != expected["bytes"]:
+        return f"has {signature[0]} bytes, and had {expected['bytes']} when the step was finished"
+    known = _hashes.get(str(path))
+    if known is not None and known[0] == signature:
+        sha256 = known[1]
+    elif look_inside:
+        sha256 = sha256_file(path)
+        _remember(path, signature, sha256)
+    else:
+        return ""
+    return "" if sha256 == expected["sha256"] else "holds other bytes than were written"
+
+
+def _remember(path: Path, signature: Signature, sha256: str) -> None:
+    last_change = max(signature[1:3])
+    if time.time_ns() - last_change < _SETTLED_NS or _signature(path) != signature:
+        return
+    if len(_hashes) >= _HASHES_AT_MOST:
+        _hashes.clear()
+    _hashes[str(path)] = signature, sha256
+
+
+def _with_columns(table: pa.Table, wanted: list[str], update: int, rows: int) -> pa.Table:
+    """Those wanted; what is not in the file is the update's number, and null where the file is too old for it."""
+    columns = []
+    for name in wanted:
+        if name == "update":
+            columns.append(pa.repeat(pa.scalar(update, pa.int32()), rows))
+        elif name in table.column_names:
+            columns.append(table[name])
+        else:
+            columns.append(pa.nulls(rows, schema.TOKEN_SCHEMA.field(name).type))
+    return pa.table(columns, names=wanted)
 
 
 def _parse_marker(path: Path) -> Marker | str:

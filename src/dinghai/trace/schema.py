@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,10 +103,14 @@ def samples_schema(reward_parts: list[str]) -> pa.Schema:
 
 
 def step_folder(trace: Path, step: int) -> Path:
-    return trace / f"step-{step:06d}"
+    return trace / step_folder_name(step)
 
 
-def step_number(folder: Path) -> int | None:
+def step_folder_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def step_number(folder: Path | os.DirEntry[str]) -> int | None:
     """The step of a folder's name; None where it is not a step's folder."""
     match = _STEP_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match else None
