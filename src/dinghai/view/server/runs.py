@@ -16,7 +16,7 @@ from typing import Any
 from dinghai.errors import InputError
 from dinghai.files import parse_json, read_json
 from dinghai.lens.bins import Bins, bins_for
-from dinghai.lens.census import census
+from dinghai.lens.census import RunCensus, census
 from dinghai.lens.completions import Spell, group, group_heads
 from dinghai.lens.metrics_tail import MetricsTail
 from dinghai.lens.rule_facts import load_rule_facts
@@ -104,6 +104,7 @@ class WatchedRun:
         self._lock = threading.Lock()  # of what is read once and kept
         self._text: tuple[Stamp, TokenText | None, Spell | None] | None = None
         self._bins: tuple[Stamp, Bins] | None = None
+        self._counted: tuple[Bins, RunCensus] | None = None
         self._seen: _Seen | None = None
         self._version, self._trace_version = 0, 0
 
@@ -198,7 +199,11 @@ class WatchedRun:
         steps = [one for one in self.trace.steps() if not self._leads_out(one, [])] if step is None else [step]
         if not steps:
             return {"tokens": 0, "notes": []}  # no error: a run that has just begun is looked at all the time
-        found = census(self.trace, steps, update, self._bins_of_run())
+        bins = self._bins_of_run()
+        if step is None and update is None:
+            found = self._census_of_run(bins).of(steps)
+        else:
+            found = census(self.trace, steps, update, bins)
         found["notes"] = [self.without_path(note) for note in found["notes"]]
         return with_token_texts(found, self._token_text()[0])
 
@@ -256,6 +261,13 @@ class WatchedRun:
             if self._bins is None or self._bins[0] != stamp:
                 self._bins = (stamp, bins_for(self.trace, load_rule_facts(self.folder)))
             return self._bins[1]
+
+    def _census_of_run(self, bins: Bins) -> RunCensus:
+        """Kept, so that of a run that grows only the new steps are read."""
+        with self._lock:
+            if self._counted is None or self._counted[0] != bins:
+                self._counted = (bins, RunCensus(self.trace, bins))
+            return self._counted[1]
 
     # --- what is not followed ---
 
