@@ -24,6 +24,7 @@ PROBABILITY_EDGES = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.05, *(i / 10 for i in range(
 
 _STEPS_LOOKED_AT = 5  # to choose the bins: the first, the last and some between
 _BOUNDS_SHOWN = 5.0  # half-width of the log-ratios, in units of the widest bound
+_BEYOND_BOUND = 2.0  # nats beyond that bound, at most: hardly a token goes farther than a cap and a factor of 7
 _QUANTILE = 0.999  # of |log r| that is shown where a rule has no bounds
 _LEAST_HALF_WIDTH = 1e-4  # nats; what differs less than this is the rounding of float32
 _EXACT_POSITIONS, _LAST_POSITION, _BINS_AN_OCTAVE = 32, 2**17, 4
@@ -92,7 +93,8 @@ def bins_for(reader: TraceReader, rule_facts: Mapping[str, Any] | None = None) -
         for of_update in tokens:
             advantage = max(advantage, _largest(of_update.advantage, 1.0))
             log_ratio = max(log_ratio, _largest(of_update.log_ratio, _QUANTILE))
-    half_width = _BOUNDS_SHOWN * bound if bound else max(log_ratio, _LEAST_HALF_WIDTH)
+    shown = min(_BOUNDS_SHOWN * bound, bound + _BEYOND_BOUND)
+    half_width = shown if bound else max(log_ratio, _LEAST_HALF_WIDTH)
     return Bins.of(round_up(half_width), round_up(advantage or 1.0), reward_edges(rewards or [0.0]))
 
 
