@@ -123,7 +123,7 @@ def test_bars_by_update_show_the_regions_of_the_areas_over_time(run: Path) -> No
     metrics = load_run_metrics(run)
     by_update, over_time = update_charts(metrics), region_charts(metrics)
     for bars, areas in (
-        ("Tokens outside the band, by update", "Tokens outside the band, or dropped"),
+        ("Outside the band, or dropped, by update", "Outside the band, or dropped"),
         ("Gradient removed, by update", "Gradient removed by region"),
     ):
         found = chart(by_update, bars)
@@ -139,7 +139,7 @@ def test_bars_are_means_over_the_tokens_and_not_over_the_steps() -> None:
         entry = {"update": 0, "tokens": tokens, "signal_tokens": tokens, "region/escaped_fraction": share}
         return {"by_update": [entry | {"gradient_removed/total": 0.0}]}
 
-    found = chart(update_charts(as_metrics(row(900, 0.1), row(100, 0.6))), "Tokens outside the band, by update")
+    found = chart(update_charts(as_metrics(row(900, 0.1), row(100, 0.6))), "Outside the band, or dropped, by update")
     assert found["series"] == [{"name": "escaped", "values": [0.15]}]
 
 

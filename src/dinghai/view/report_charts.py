@@ -106,7 +106,7 @@ def region_charts(metrics: Metrics) -> list[Chart]:
         removed = "clip/weight_removed/{}"
     wanted = [
         ("Every token by region", "share of the tokens trained on", fraction, [*_OUTSIDE, "inside", "no_signal"], 1.0),
-        ("Tokens outside the band, or dropped", "the same, enlarged", fraction, _OUTSIDE, None),
+        ("Outside the band, or dropped", "the same, enlarged", fraction, _OUTSIDE, None),
         ("Gradient removed by region", "share of the gradient that all tokens would have had", removed, REGIONS, None),
     ]
     charts = []
@@ -139,7 +139,7 @@ def update_charts(metrics: Metrics) -> list[Chart]:
     shares = [(name, f"{removed}/{name}") for name in REGIONS]
     measures = [("stopped", "stopped_fraction"), ("outside the band", "band_fraction")]
     wanted: list[tuple[str, str, bool, bool, str, list[tuple[str, str]]]] = [
-        ("Tokens outside the band, by update", "share of the tokens trained on", True, True, "tokens", fractions),
+        ("Outside the band, or dropped, by update", "share of the tokens trained on", True, True, "tokens", fractions),
         ("Gradient removed, by update", "share of the update's gradient", True, True, "signal_tokens", shares),
         ("Stopped, and outside the band, by update", "of tokens with a signal", True, False, "signal_tokens", measures),
         ("KL(old‖new), by update", "nats a token, k3 estimate", False, False, "tokens", [("KL", "kl_old_new_k3")]),

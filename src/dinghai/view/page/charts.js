@@ -59,7 +59,7 @@ export function lineRange(chart) {
 
 // Colour and dashes of a line.
 export function lineClass(one, index) {
-  return one.run === undefined ? `k${index % 6} d${index % 3}` : `k${one.run % 6} d${(one.dash || 0) % 3}`;
+  return one.run === undefined ? `k${index % 6} dash${index % 3}` : `k${one.run % 6} dash${(one.dash || 0) % 3}`;
 }
 
 // At most `most` points; each stands for neighbours by their mean, lowest and highest, so that no spike is lost.

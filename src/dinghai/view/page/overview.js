@@ -1,6 +1,7 @@
 // What happened in the run and what the rule did: verdict, facts, curves, regions.
 import { chartFigure, drawBars, drawLines, drawStack } from "./charts.js";
 import { el } from "./dom.js";
+import { words } from "./format.js";
 
 const byRegion = (_, name) => `r-${name}`;
 
@@ -58,14 +59,29 @@ export function mountRegions(host, source, run) {
   const batch = el("div", "batch", el("h3", "", "Within a batch"),
     el("p", "lead", "The first update of a batch has r = 1, so what bounds the ratio can only act later. Means over the run, by the update's index."),
     byUpdate.node);
+  const rule = el("p", "rule");
   host.replaceChildren(...heading("What the rule did", "Where each token's ratio stood when it was updated, and where gradient was taken away."),
-    overTime.node, batch);
+    rule, overTime.node, batch);
   const refresh = async () => {
     const data = await source.overview(run);
+    rule.hidden = data.rule === null;
+    if (data.rule) rule.replaceChildren(...ruleText(data.rule));
     overTime.show(data.regions_over_time);
     byUpdate.show(data.by_update);
     batch.hidden = data.by_update.length === 0;
     host.hidden = data.regions_over_time.length === 0 && batch.hidden;
   };
   return refresh().then(() => ({ refresh }));
+}
+
+// What the rule is, as the program that trained with it said.
+function ruleText(rule) {
+  const parameters = Object.entries(rule.parameters).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value}`);
+  const ratio = rule.ratio === "token" ? "each token's own ratio" : `the ratio of the ${words(rule.ratio)}`;
+  const from = rule.paper ? ` (${rule.paper})` : "";
+  return [
+    el("b", "", rule.title || rule.name), `${from} with ${parameters.length ? parameters.join(", ") : "no parameters"}, on ${ratio}, reduced by ${rule.reduction}. `,
+    ...(rule.formula ? ["Weight of a token's gradient: ", el("code", "", rule.formula), ". "] : []),
+    ...(rule.zero ? ["Zero: ", el("code", "", rule.zero), "."] : []),
+  ];
 }
