@@ -1,5 +1,5 @@
 """The live page and its server: `dinghai watch`. It reads runs and changes nothing."""
 
-from dinghai.view.server.serve import serve
+from dinghai.view.server.watch import serve
 
 __all__ = ["serve"]

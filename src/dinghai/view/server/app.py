@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from dinghai.errors import DinghaiError, InputError
 from dinghai.view.server.answers import Answer, Answers, Busy, as_answer
-from dinghai.view.server.events import Events
+from dinghai.view.server.events import LOOK_SECONDS, Events
 from dinghai.view.server.guard import App, Door, Guard
 from dinghai.view.server.pages import Page, load_pages
 from dinghai.view.server.runs import Gone, Runs, WatchedRun
@@ -30,10 +30,11 @@ class Live:
 
     Args:
         door: who may ask; its port must be set.
+        look_seconds: at most so often the disk is looked at.
     """
 
-    def __init__(self, runs: Runs, door: Door) -> None:
-        self.events = Events(runs)
+    def __init__(self, runs: Runs, door: Door, look_seconds: float = LOOK_SECONDS) -> None:
+        self.events = Events(runs, look_seconds)
         self._runs = runs
         self._answers = Answers()
         self._pages = load_pages()

@@ -17,7 +17,7 @@ from dinghai.view.server.runs import Runs
 LOOK_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0  # a page that hears nothing for longer takes the connection as lost
 LISTENERS_AT_MOST = 64
-_SHARE_OF_TIME = 0.05  # at most, for looking: on a slow disk or with many runs it looks less often
+_SHARE_OF_TIME = 0.05  # at most, for looking by itself: on a slow disk or with many runs it looks less often
 
 
 class Events:
@@ -26,8 +26,8 @@ class Events:
     def __init__(self, runs: Runs, look_seconds: float = LOOK_SECONDS) -> None:
         self._runs = runs
         self._look_seconds = look_seconds
-        self._looked = -float("inf")  # monotonic seconds
-        self._next_look = -float("inf")
+        self._looked = -float("inf")  # monotonic seconds, when the last look began
+        self._took = 0.0  # seconds, the last look
         self._looking = asyncio.Lock()
         self._news = asyncio.Event()  # set, and replaced by a new one, at each change
         self._listeners = 0
@@ -54,11 +54,11 @@ class Events:
         """Look at the disk, unless that was done a moment ago."""
         async with self._looking:
             begun = time.monotonic()
-            if begun < self._next_look:
+            if begun - self._looked < self._look_seconds:
                 return
+            self._looked = begun
             changed = await asyncio.to_thread(self._runs.look)
-            took = time.monotonic() - begun
-            self._next_look = begun + max(self._look_seconds, took / _SHARE_OF_TIME)
+            self._took = time.monotonic() - begun
         if changed:
             self._wake()
 
@@ -90,7 +90,7 @@ class Events:
         while True:
             if self._listeners:
                 await self.fresh()
-            await asyncio.sleep(max(0.05, min(self._look_seconds, self._next_look - time.monotonic())))
+            await asyncio.sleep(max(0.05, self._look_seconds, self._took / _SHARE_OF_TIME))
 
     def _wake(self) -> None:
         news, self._news = self._news, asyncio.Event()

@@ -30,6 +30,8 @@ LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 METHODS = ("GET", "HEAD")
 LONGEST_PATH = 300  # characters; the longest of ours has fewer than 60
 LONGEST_QUERY = 600
+LARGEST_HEADERS = 16 * 1024  # bytes, all together
+MOST_HEADERS = 100
 SHORTEST_TOKEN = 12  # characters: what a reader of the network may guess is no secret
 
 _OWN_SITES = {"same-origin", "none"}  # Sec-Fetch-Site: this page itself, or the reader's address bar
@@ -158,7 +160,7 @@ class Guard:
 
     def refusal(self, scope: Scope) -> Refusal | None:
         """Why the request is not answered; None where it is."""
-        checks = (_check_method, _check_target, self._check_host, self._check_site, self._check_token)
+        checks = (_check_method, _check_form, _check_target, self._check_host, self._check_site, self._check_token)
         return next((refused for check in checks if (refused := check(scope)) is not None), None)
 
     def _check_host(self, scope: Scope) -> Refusal | None:
@@ -217,6 +219,17 @@ def _check_method(scope: Scope) -> Refusal | None:
     if scope.get("method") in METHODS:
         return None
     return Refusal(405, "this server only shows: GET and HEAD", [("allow", ", ".join(METHODS))])
+
+
+def _check_form(scope: Scope) -> Refusal | None:
+    """What no browser sends here is not worth a thought: other protocols, a body to read, heaps of headers."""
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return Refusal(505, "this server speaks HTTP/1.1")
+    if len(scope["headers"]) > MOST_HEADERS or sum(len(k) + len(v) for k, v in scope["headers"]) > LARGEST_HEADERS:
+        return Refusal(431, "the request's headers are too many or too large")
+    if _header(scope, b"transfer-encoding") or any(length != "0" for length in _header(scope, b"content-length")):
+        return Refusal(400, "this server only shows, so a request brings no body")
+    return None
 
 
 def _check_target(scope: Scope) -> Refusal | None:
