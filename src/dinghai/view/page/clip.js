@@ -56,7 +56,7 @@ export async function mountClip(host, source, run) {
     const stopped = stoppedRegions(census, facts.regions);
     const keys = Object.keys(census.ratio.regions).map(name => ({ classes: `r-${name}${stopped.has(name) ? " hatched" : ""}`, text: words(name) }));
     ratios.show({
-      title: "How far the ratios went from 1", note: ratioSentences(census, facts.rule, isFirstUpdate()).join(" "), keys,
+      title: "How far the ratios went from 1", note: ratioSentences(census, facts.rule, singleUpdate()).join(" "), keys,
       label: "Distribution of the ratios, by region. The arrow keys read its columns.",
       draw: (card, width) => drawRatios(card, { census, rule: facts.rule, regions: facts.regions, linear: scale.linear() }, width),
     });
@@ -73,7 +73,10 @@ export async function mountClip(host, source, run) {
       `on prompts whose completions had a mean reward of ${edgeText(reward.edges[first])} to ${edgeText(reward.edges[last + 1])}`);
   }
 
-  const isFirstUpdate = () => chosen.update === 0 || traced.steps.every(one => one.updates.length === 1);
+  const singleUpdate = () => {
+    const shown = traced.steps.filter(one => chosen.step === ALL || one.step === chosen.step);
+    return shown.length && shown.every(one => one.updates.length === 1) ? "only" : chosen.update === 0 ? "first" : null;
+  };
 
   async function refresh() {
     [facts, traced] = await Promise.all([source.overview(run), source.traced(run)]);
@@ -173,6 +176,7 @@ function tokenCard() {
       lead.textContent = tokenSentence(census);
       const top = place.scrollTop;
       place.replaceChildren(tokenTable(census));
+      place.hidden = census.by_token.length === 0;
       place.scrollTop = top;
     },
   };

@@ -35,7 +35,7 @@ const ROUND_RATIOS = [1, 0.5, 2, 0.8, 1.2, 0.1, 10, 0.2, 5, 0.01, 100, 1.5, 0.3,
 export function ratioTicks(axis) {
   const inner = [axis.edges[1], axis.edges[axis.edges.length - 2]];
   const near = 0.25 > Math.max(-inner[0], inner[1]);
-  const ratios = near ? niceTicks(inner[0], inner[1], Math.max(2, Math.min(6, axis.width / 150))).map(value => 1 + value) : ROUND_RATIOS;
+  const ratios = near ? niceTicks(inner[0], inner[1], Math.max(2, Math.min(10, axis.width / 100))).map(value => 1 + value) : ROUND_RATIOS;
   const chosen = [];
   for (const ratio of ratios) {
     const value = Math.log(ratio), label = String(Number(ratio.toPrecision(12)));
@@ -71,7 +71,7 @@ export function boundsOf(rule) {
 }
 
 function boundLabel(rule, bound) {
-  const above = bound.log_ratio > 0, value = String(Number(bound.ratio.toPrecision(4)));
+  const above = bound.log_ratio > 0, value = nearOne(bound.ratio);
   const fits = Object.entries(rule.parameters || {}).filter(([, given]) => isNumber(given)).flatMap(([name, given]) => {
     const sign = name.replace(/^eps/, "ε");
     const forms = [[1 - given, `1−${sign}`], [1 + given, `1+${sign}`], [given, sign], [Math.exp(-given), `exp(−${sign})`], [Math.exp(given), `exp(${sign})`]];
@@ -83,11 +83,18 @@ function boundLabel(rule, bound) {
   return best ? `${best.form} = ${value}` : `r = ${value}`;
 }
 
+// Three digits of its distance from 1: 1.0004 is not 1.
+function nearOne(ratio) {
+  const apart = Math.abs(ratio - 1);
+  return String(Number(ratio.toFixed(apart > 0 ? Math.max(2, Math.min(12, 2 - Math.floor(Math.log10(apart)))) : 0)));
+}
+
 // The intervals between a rule's bounds for one sign of the advantage, from low to high. `stopped`: the weight is 0 all over it.
 export function areasOf(rule, sign) {
   if (!rule || rule.boundaries_vary_with) return [];
   const bounds = rule.boundaries.filter(one => one.advantage === sign && isNumber(one.log_ratio));
-  const names = bounds.length ? [bounds[0].below, ...bounds.map(one => one.above)] : [];
+  // A rule that was asked and has no bounds has one region.
+  const names = bounds.length ? [bounds[0].below, ...bounds.map(one => one.above)] : rule.weights && !rule.boundaries.length ? ["inside"] : [];
   return names.map((region, index) => {
     const from = index ? bounds[index - 1].log_ratio : -Infinity, to = index < bounds.length ? bounds[index].log_ratio : Infinity;
     return { region, sign, from, to, stopped: weightIsZero(rule, sign, from, to) };

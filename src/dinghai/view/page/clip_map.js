@@ -5,6 +5,7 @@ import { el, svgEl } from "./dom.js";
 import { formatNumber, formatShare, isNumber, words } from "./format.js";
 
 const LEVELS = 6;  // of density
+const WEIGHT_SHOWN = 8;  // of w/|A|, at most
 const SHORTEST_NAME = 34;  // pixels that a region's name needs at least
 
 // What the map says of each region, from its cells. `gradient`: of all tokens, as without the rule.
@@ -22,7 +23,7 @@ export function regionTotals(census, regions) {
 
 // The parts of the picture from top to bottom.
 function mapLayout(axis, census, rule, boundRows) {
-  const hasWeights = Boolean(rule && rule.weights), panel = hasWeights ? 58 : 0, band = 60, half = axis.width > 700 ? 118 : 100;
+  const hasWeights = Boolean(rule && rule.weights), panel = hasWeights ? 66 : 0, band = 60, half = axis.width > 700 ? 118 : 100;
   const good = { top: 6 + boundRows * 13, bottom: 6 + boundRows * 13 + panel };
   const upper = { top: good.bottom + (hasWeights ? 8 : 0) };
   upper.cells = upper.top + band;
@@ -217,18 +218,42 @@ function drawWeight(svg, plan, panel, rule, sign) {
   const { axis } = plan, places = rule.weights.log_ratio, weights = sign > 0 ? rule.weights.good : rule.weights.bad;
   const shown = places.map((place, index) => [place, weights[index]]).filter(([place, weight]) => isNumber(weight) && place >= axis.low && place <= axis.high);
   const low = Math.min(0, ...shown.map(point => point[1])), high = Math.max(1, ...shown.map(point => point[1]));
-  // Weights that grow without bound must not flatten the rest.
-  const [bottom, top] = [Math.max(low, -4), Math.min(high, 4)];
-  const y = weight => panel.bottom - 4 - ((Math.min(top, Math.max(bottom, weight)) - bottom) / (top - bottom)) * (panel.bottom - panel.top - 10);
-  const line = points => points.map(([place, weight], index) => `${index ? "L" : "M"}${axis.x(place).toFixed(1)} ${y(weight).toFixed(1)}`).join("");
+  // Weights that grow without bound must not flatten the rest: they leave the panel.
+  const bottom = Math.max(low, -WEIGHT_SHOWN), top = Math.min(high, WEIGHT_SHOWN), floor = panel.bottom - 4, ceiling = panel.top + 16;
+  const y = weight => floor - ((weight - bottom) / (top - bottom)) * (floor - ceiling);
+  const line = points => within(points, bottom, top).map(part =>
+    part.map(([place, weight], index) => `${index ? "L" : "M"}${axis.x(place).toFixed(1)} ${y(weight).toFixed(1)}`).join("")).join("");
   for (const tick of [0, 1]) {
     svg.append(svgEl("line", { class: "rule", x1: axis.left, x2: axis.right, y1: y(tick), y2: y(tick) }));
     svg.append(svgEl("text", { x: SIDE.left - 7, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
   }
-  svg.append(svgEl("path", { class: "curve unclipped", d: line(shown.map(([place]) => [place, Math.exp(place)]).filter(([, weight]) => weight <= top)) }));
+  if (top >= 2.5) svg.append(svgEl("text", { x: SIDE.left - 7, y: y(top) + 4, "text-anchor": "end" }, formatNumber(Number(top.toPrecision(2)))));
+  svg.append(svgEl("path", { class: "curve unclipped", d: line(shown.map(([place]) => [place, Math.exp(place)])) }));
   svg.append(svgEl("path", { class: `curve ${sign > 0 ? "k0" : "k5"}`, d: line(shown) }));
   const name = axis.width > 480 ? `gradient weight ÷ A where A ${sign > 0 ? ">" : "<"} 0; dotted: without the rule` : "weight ÷ A";
-  svg.append(svgEl("text", { class: "label small", x: axis.left + 6, y: panel.top + 8 }, name));
+  svg.append(svgEl("text", { class: "label small", x: axis.left + 6, y: panel.top + 9 }, name));
+}
+
+// The pieces of a line that lie within two levels, cut where it crosses them.
+function within(points, low, high) {
+  const parts = [];
+  let last = null;
+  for (const point of points) {
+    const held = [point[0], Math.min(high, Math.max(low, point[1]))], inside = held[1] === point[1];
+    const wasInside = last !== null && last[1] >= low && last[1] <= high;
+    if (inside && !wasInside) parts.push(last ? [crossing(last, point, low, high)] : []);
+    if (inside) parts[parts.length - 1].push(point);
+    else if (wasInside) parts[parts.length - 1].push(crossing(point, last, low, high));
+    last = point;
+  }
+  return parts;
+}
+
+// Where the line from a point outside to one inside enters.
+function crossing(outside, inside, low, high) {
+  const level = outside[1] > high ? high : low;
+  const part = (level - inside[1]) / (outside[1] - inside[1]);
+  return [inside[0] + part * (outside[0] - inside[0]), level];
 }
 
 function drawDensityLegend(svg, plan, boxes) {
@@ -365,7 +390,8 @@ export function regionTable(census, regions) {
 
 // What the map shows, in sentences.
 export function mapSentences(census, rule, regions) {
-  const said = ["Hatched: stopped, the gradient weight is exactly 0."];
+  const hatched = stoppedRegions(census, regions).size > 0 || [...areasOf(rule, 1), ...areasOf(rule, -1)].some(area => area.stopped);
+  const said = hatched ? ["Hatched: stopped, the gradient weight is exactly 0."] : [];
   const removed = [...regionTotals(census, regions).values()].filter(one => one.removed > 0).sort((a, b) => b.removed - a.removed);
   if (census.gradient > 0 && removed.length) {
     const share = one => formatShare(one.removed / census.gradient);

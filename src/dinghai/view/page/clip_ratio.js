@@ -95,6 +95,7 @@ function exploreBins(card, svg, axis, names, counts, bottom) {
 }
 
 // What the distribution shows: how wide it is, whether the bounds are reached, and how far above the noise they stand.
+// oneUpdate: "first" where the tokens are those of each batch's first update, "only" where each got but one; else null.
 export function ratioSentences(census, rule, oneUpdate) {
   const { edges, regions } = census.ratio, axis = logAxis(edges, 400);
   const counts = edges.slice(1).map((_, bin) => Object.values(regions).reduce((sum, row) => sum + row[bin], 0));
@@ -104,8 +105,11 @@ export function ratioSentences(census, rule, oneUpdate) {
   const ends = [ratioText(edges[middle - width], axis.resolution), ratioText(edges[middle + width + 1], axis.resolution)];
   const allInMiddle = counts[middle] === total;
   if (width < middle) said.push(`${allInMiddle ? "All tokens have" : "99% of the tokens have"} a ratio between ${ends[0]} and ${ends[1]}.`);
-  else said.push(`${formatShare((counts[0] + counts[counts.length - 1]) / total)} of the tokens have a ratio beyond ${ratioText(edges[1], axis.resolution)} and ${ratioText(edges[edges.length - 2], axis.resolution)}.`);
-  said.push(...boundSentences(census, rule, counts, oneUpdate), ...noiseSentences(census.ratio.noise, rule));
+  else {
+    const ends = [edges[1], edges[edges.length - 2]].map(edge => ratioText(edge, axis.resolution));
+    said.push(`${formatShare((counts[0] + counts[counts.length - 1]) / total)} of the tokens lie beyond the picture, with a ratio below ${ends[0]} or above ${ends[1]}.`);
+  }
+  said.push(...boundSentences(census, rule, counts, allInMiddle && oneUpdate), ...noiseSentences(census.ratio.noise, rule));
   return said;
 }
 
@@ -121,8 +125,9 @@ export const nearestBound = rule => Math.min(Infinity, ...boundsOf(rule).map(one
 function boundSentences(census, rule, counts, oneUpdate) {
   const { outside } = census, bound = nearestBound(rule);
   const vary = boundsVary(rule), hasBounds = Number.isFinite(bound) || vary !== null;
-  if (oneUpdate && outside === 0 && hasBounds) {
-    return ["This is the first update on the batch: the policy is still the one that sampled it, so every ratio is 1 and no bound on it can act."];
+  if (oneUpdate && hasBounds) {
+    const which = oneUpdate === "first" ? "This is the first update on each batch" : "Each batch got a single update";
+    return [`${which}: the policy was still the one that sampled it, so every ratio is 1 and no bound on the ratio can act.`];
   }
   if (rule && !hasBounds) return [`${rule.title} has no bounds on the ratio.`];
   if (!hasBounds) return [];
@@ -138,7 +143,8 @@ function noiseSentences(noise, rule) {
   const bound = nearestBound(rule), q95 = smallText(noise.sampler_q95);
   const said = `Two evaluations of the same weights, the sampler's and the trainer's, differ by up to ${q95} in a token's log-prob (19 of 20 tokens; grey band).`;
   if (!Number.isFinite(bound)) return [said];
-  if (rule.ratio !== "token") return [`${said} The rule bounds the mean over a sequence, which differs by less.`];
+  if (rule.ratio === "sequence-product") return [`${said} The rule bounds the ratio of whole sequences, in which these add up.`];
+  if (rule.ratio !== "token") return [`${said} The rule bounds their mean over a sequence, which differs by less.`];
   if (noise.sampler_q95 >= bound) return [`${said} The bounds lie within that noise: they stop tokens whose probability did not change. Widen ε, or bring sampler and trainer closer.`];
   if (noise.sampler_q95 >= bound / 10) return [`${said} That is ${formatShare(noise.sampler_q95 / bound)} of the way to the nearest bound.`];
   return [`${said} The nearest bound is ${shortCount(Math.floor(bound / noise.sampler_q95))} times as far away.`];

@@ -21,18 +21,19 @@ export function totalOf(rows) {
 export function drawLanes(card, data, width) {
   const { rows, labels, axis } = data, all = totalOf(rows);
   const slot = (width - LEFT - RIGHT) / rows.length, x = place => LEFT + place * slot;
-  const height = LANES.reduce((sum, lane) => sum + lane.height + GAP, 0) + 34;
+  const lanes = LANES.map(lane => ({ ...lane, values: rows.map(row => lane.value(row, all)) }));
+  const heightOf = lane => (lane.values.some(value => value > 0) ? lane.height : 4);
+  const height = lanes.reduce((sum, lane) => sum + heightOf(lane) + GAP, 0) + 34;
   const svg = svgEl("svg", { viewBox: `0 0 ${width} ${height}`, height, class: "lanes" });
   let top = 0;
-  for (const lane of LANES) {
-    const values = rows.map(row => lane.value(row, all)), most = Math.max(...values, 0), high = most > 0 ? most : 1;
-    const floor = top + GAP + lane.height;
-    svg.append(svgEl("text", { class: "label small", x: LEFT, y: top + 13 }, lane.name));
+  for (const lane of lanes) {
+    const { values } = lane, most = Math.max(...values, 0), floor = top + GAP + heightOf(lane);
+    svg.append(svgEl("text", { class: "label small", x: LEFT, y: top + 13 }, most > 0 ? lane.name : `${lane.name}: none`));
     if (most > 0) svg.append(svgEl("text", { x: LEFT - 6, y: top + GAP + 9, "text-anchor": "end" }, formatShare(Number(most.toPrecision(2)))));
-    svg.append(svgEl("text", { x: LEFT - 6, y: floor + 1, "text-anchor": "end" }, "0"));
+    if (most > 0) svg.append(svgEl("text", { x: LEFT - 6, y: floor + 1, "text-anchor": "end" }, "0"));
     const gap = slot > 6 ? 1 : 0.3;
     const bars = values.map((value, place) => (value > 0
-      ? `M${(x(place) + gap).toFixed(1)} ${floor}V${Math.min(floor - 0.8, floor - (value / high) * lane.height).toFixed(1)}H${(x(place + 1) - gap).toFixed(1)}V${floor}Z` : "")).join("");
+      ? `M${(x(place) + gap).toFixed(1)} ${floor}V${Math.min(floor - 0.8, floor - (value / most) * lane.height).toFixed(1)}H${(x(place + 1) - gap).toFixed(1)}V${floor}Z` : "")).join("");
     if (bars) svg.append(svgEl("path", { class: `column ${lane.class}`, d: bars }));
     svg.append(svgEl("line", { class: "base", x1: LEFT, x2: width - RIGHT, y1: floor, y2: floor }));
     top = floor;
@@ -143,6 +144,7 @@ export function tokenTable({ by_token: listed, removed: all }) {
 
 function barCell(part, classes, text) {
   const fill = el("span", `fill ${classes}`);
+  fill.hidden = !(part > 0);
   fill.style.width = `${Math.round(100 * Math.max(0, Math.min(1, part)))}%`;
   return el("div", "barcell", el("span", "track", fill), el("span", "number", text));
 }
