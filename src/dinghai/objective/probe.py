@@ -41,9 +41,9 @@ RARE = math.exp(-REACH)
 CURVE_POINTS = 80  # on each side of r = 1
 BANDS_SHOWN = 8.0  # how far a curve goes, in units of the band's widest bound: somewhat farther than the map of tokens does
 
-# Where a curve ends if the rule has no boundary to show: ratios of 0.2 to 4.5, of 0.99 to 1.01, of 0.05 to 20.
+# Where a curve ends if the rule has no boundary to show: as far as tokens go in a run whose ratios nothing holds.
 REACH_WITHOUT_BOUNDARIES: dict[RatioLevel, float] = {
-    "token": 1.5, "sequence": 0.01, "sequence-token": 0.01, "sequence-product": 3.0
+    "token": 8.0, "sequence": 0.25, "sequence-token": 0.25, "sequence-product": 12.0
 }  # fmt: skip
 
 Other = Literal["probability", "minibatch", "advantage"]
@@ -260,7 +260,7 @@ def _curve_points(boundaries: Sequence[Boundary], level: RatioLevel) -> list[flo
     distances = [abs(b.log_ratio) for b in boundaries if b.log_ratio != 0]
     band = max((abs(b.log_ratio) for b in boundaries if Region.INSIDE in (b.below, b.above)), default=0.0)
     reach = max(1.5 * max(distances), BANDS_SHOWN * band) if distances else REACH_WITHOUT_BOUNDARIES[level]
-    near = min(distances) if distances else reach  # how far from 1 the points are about evenly spaced
+    near = min(distances) if distances else reach / BANDS_SHOWN  # how far from 1 the points are about evenly spaced
     even = torch.arange(-CURVE_POINTS, CURVE_POINTS + 1).double() / CURVE_POINTS * math.asinh(reach / near)
     sides = [side for b in boundaries for side in (b.last_below, b.first_above)]
     return sorted({*(near * even.sinh()).tolist(), *sides})
