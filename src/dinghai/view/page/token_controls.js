@@ -1,6 +1,7 @@
 // What a reader chooses with above the completions: step, update, colours, prompt, and the legend that filters.
 import { el } from "./dom.js";
 import { formatNumber, formatShare, isNumber, words } from "./format.js";
+import { formatRatio } from "./token_words.js";
 
 export function button(text, label, onClick, classes) {
   const node = el("button", classes || "", text);
@@ -76,7 +77,7 @@ const PROMPT_COLUMNS = [
   ["stopped", "tokens whose gradient is exactly zero by the rule or the correction, over all updates", head => String(head.stopped)],
   ["outside", "tokens with the ratio outside the band, over all updates", head => String(head.outside)],
   ["signal", "tokens with A ≠ 0, over all updates", head => String(head.signal)],
-  ["worst r", "the ratio farthest from 1, as a factor to either side", head => (isNumber(head.worst) ? `×${formatNumber(Number(Math.exp(head.worst).toPrecision(3)))}` : formatNumber(head.worst))],
+  ["worst r", "the ratio farthest from 1, as a factor to either side", head => (isNumber(head.worst) ? `×${formatRatio(Math.exp(head.worst))}` : formatNumber(head.worst))],
   ["reward", "mean of its completions", head => formatNumber(head.reward_mean)],
 ];
 

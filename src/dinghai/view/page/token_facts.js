@@ -35,9 +35,9 @@ function shownText(sample, place) {
   return `${sample.text[first]} (continued)`;
 }
 
-// All that is known of one token, as update `update` found it. `samples`: those of the prompt.
-export function describeToken(overview, samples, sample, place, update) {
-  const fate = sample.updates[update], lost = sumOf(samples.map(one => lossIn(one, update)));
+// All that is known of one token, as update `update` found it. `lost`: by all tokens of the prompt in that update.
+export function describeToken(overview, sample, place, update, lost) {
+  const fate = sample.updates[update];
   const token = {
     text: shownText(sample, place), bytes: sample.bytes[place], token: sample.token[place], place, length: sample.length, sample: sample.id,
     region: regionOf(overview, fate, place).name, effect: effectOf(overview, fate, place).name,

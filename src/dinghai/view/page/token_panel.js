@@ -1,7 +1,7 @@
 // Every number of one token, in words and as a table; next to it those of another update to compare with.
 import { el } from "./dom.js";
 import { formatNumber, formatShare, isNumber, words } from "./format.js";
-import { removedShare, fateSentence } from "./token_words.js";
+import { fateSentence, formatRatio, removedShare } from "./token_words.js";
 
 const withLog = logp => (isNumber(logp) ? `${formatNumber(Math.exp(logp))}\nlog ${formatNumber(logp)}` : formatNumber(logp));
 
@@ -12,15 +12,15 @@ function numberRows(data) {
   return [
     ["region", token => meaning(data.regions, token.region), token => words(token.region || "unknown")],
     ["effect", token => meaning(data.effects, token.effect), token => token.effect || "unknown"],
-    ["r", r, token => formatNumber(token.ratio)],
+    ["r", r, token => formatRatio(token.ratio)],
     ["log r", "nats", token => formatNumber(isNumber(token.ratio) ? Math.log(token.ratio) : null)],
     ["A", "advantage", token => formatNumber(token.advantage)],
     ["w", "its gradient's weight", token => formatNumber(token.weight)],
     ["w_0", "without the rule: r·A" + (data.corrected ? "·correction" : ""), token => formatNumber(token.weight_unclipped)],
-    ["removed", "of this token's gradient", token => formatShare(removedShare(token.weight, token.weight_unclipped))],
-    ["", "of all removed in this prompt", token => formatShare(token.shareOfRemoved)],
-    ["entropy", "nats, where it was drawn", token => formatNumber(token.entropy)],
-    ["π_new", "its probability, now", token => withLog(token.logp_new)],
+    ["removed", "of its own gradient", token => formatShare(removedShare(token))],
+    ["", "of all removed in the prompt", token => formatShare(token.shareOfRemoved)],
+    ["entropy", "nats, of the choice here", token => formatNumber(token.entropy)],
+    ["π_new", "probability now", token => withLog(token.logp_new)],
     ["π_old", "before the batch", token => withLog(token.logp_old)],
     ["π_sampler", "of the engine", token => withLog(token.logp_sampler)],
     ["correction", "of the rollout, within w", token => (token.correction === undefined ? undefined : formatNumber(token.correction))],

@@ -1,5 +1,6 @@
 // Colours of tokens: by region, or by one of their numbers on a scale of a few steps.
 import { formatNumber, isNumber } from "./format.js";
+import { formatRatio } from "./token_words.js";
 
 // name -> label, column, kind of scale. A diverging one has its middle at 0 of the value that it is drawn from.
 export const COLOURINGS = {
@@ -7,7 +8,7 @@ export const COLOURINGS = {
   weight: { label: "weight w", column: "weight", diverging: true },
   ratio: { label: "ratio r", column: "ratio", diverging: true, logarithmic: true },
   advantage: { label: "advantage A", column: "advantage", diverging: true },
-  removed: { label: "gradient removed", column: "removed" },
+  removed: { label: "gradient removed", column: "removed", unit: "its size f·(|w0| − |w|)·(1 − p)" },
   entropy: { label: "entropy", column: "entropy", unit: "nats" },
 };
 
@@ -18,6 +19,12 @@ const MOST = 0.98;  // the share of the values that the scale tells apart; outli
 // The value of a column that is stored once where all of its values are the same.
 export const valueAt = (column, place) => (Array.isArray(column) ? column[place] : column);
 
+// Regions tell tokens apart where the rule has bounds; a rule without any is seen by what it takes away.
+export function firstColouring(rule) {
+  const boundless = rule && rule.boundaries && !rule.boundaries.length && !rule.boundaries_vary_with;
+  return boundless ? "removed" : "region";
+}
+
 // The scale for a prompt's tokens over all updates, so that a colour means the same in each of them.
 export function makeScale(name, group, rule) {
   const colouring = COLOURINGS[name];
@@ -25,7 +32,7 @@ export function makeScale(name, group, rule) {
     ? (colouring.logarithmic && edgesOfRule(rule)) || aroundZero(largest(group, colouring))
     : STEPS_FROM_ZERO.map(share => share * largest(group, colouring));
   const prefix = colouring.diverging ? "d" : "s";
-  const shown = edge => formatNumber(Number((colouring.logarithmic ? Math.exp(edge) : edge).toPrecision(3)));
+  const shown = edge => (colouring.logarithmic ? formatRatio(Math.exp(edge)) : formatNumber(Number(edge.toPrecision(3))));
   return {
     classOf(fate, place) {
       const value = number(valueAt(fate[colouring.column], place), colouring);

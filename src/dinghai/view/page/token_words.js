@@ -8,9 +8,17 @@ const BOUND_NAMES = { overshoot: "1+ε_high", relapse: "1+ε_high", forgotten: "
 // Numbers of a token may be missing or not finite; where one of these is, no sentence about sizes is true.
 const SIZES = ["ratio", "advantage", "weight", "weight_unclipped"];
 
-// The share of a token's own gradient that was taken away.
-export function removedShare(weight, unclipped) {
+// A ratio with two digits of its distance from 1, where that is small: bounds of a completion's ratio lie at 1.0003.
+export function formatRatio(value) {
+  const away = isNumber(value) ? Math.abs(value - 1) : 0;
+  if (away === 0 || away >= 0.01) return formatNumber(value);
+  return String(Number(value.toFixed(Math.min(15, 1 - Math.floor(Math.log10(away))))));
+}
+
+// The share of a token's own gradient that was taken away. By the effect where that says it: weights are rounded.
+export function removedShare({ effect, weight, weight_unclipped: unclipped }) {
   if (!isNumber(weight) || !isNumber(unclipped) || unclipped === 0) return null;
+  if (effect === "kept" || effect === "amplified") return 0;
   const left = Math.max(0, weight * Math.sign(unclipped));
   return Math.max(0, Math.abs(unclipped) - left) / Math.abs(unclipped);
 }
@@ -20,29 +28,29 @@ export function fateSentence(token, region, rule) {
   const { ratio, advantage, weight, correction } = token;
   if (token.region === "masked") return "Not trained on (prompt, padding or tool output), so it has no gradient.";
   if (!SIZES.every(name => isNumber(token[name]))) {
-    return `Not all of its numbers are finite (r ${formatNumber(ratio)}, A ${formatNumber(advantage)}, w ${formatNumber(weight)}): nothing can be said of its gradient.`;
+    return `Not all of its numbers are finite (r ${formatRatio(ratio)}, A ${formatNumber(advantage)}, w ${formatNumber(weight)}): nothing can be said of its gradient.`;
   }
   if (token.effect === "none") {
     return weight === 0
-      ? "A = 0: there is nothing to make likelier or rarer, so its gradient is zero without any rule." + ofKl(token)
+      ? "A = 0: there is nothing to make likelier or rarer, so it has no gradient, with or without a rule." + ofKl(token)
       : `A = 0, so without the rule it would have no gradient; the rule itself gives it w = ${formatNumber(weight)}.` + ofKl(token);
   }
   if (token.region === "dropped" || correction === 0) {
-    return "The correction between rollout engine and trainer leaves it out, whatever the rule says of it: its gradient is zero." + ofKl(token);
+    return "The correction between rollout engine and trainer leaves it out, whatever the rule says of it, and so takes its whole gradient away." + ofKl(token);
   }
   const what = MIN_RULES.includes(rule && rule.name) ? ofMin(token) : null;
   return `${place(token, region, rule)}: ${what || ofEffect(token)}.${ofKl(token)}`;
 }
 
 function place(token, region, rule) {
-  const subject = `${rule && rule.ratio !== "token" ? "The completion's r" : "r"}\u00a0=\u00a0${formatNumber(token.ratio)}`;
+  const subject = `${rule && rule.ratio !== "token" ? "The completion's r" : "r"}\u00a0=\u00a0${formatRatio(token.ratio)}`;
   const sign = `A\u00a0${token.advantage > 0 ? ">" : "<"}\u00a00`;
   const bound = boundLeft(token, rule);
   if (bound !== null) {
     const name = MIN_RULES.includes(rule.name) ? `${BOUND_NAMES[token.region]}\u00a0=\u00a0` : "";
-    return `${subject} is ${token.ratio > bound ? "above" : "below"} ${name}${formatNumber(bound)} and ${sign}`;
+    return `${subject} is ${token.ratio > bound ? "above" : "below"} ${name}${formatRatio(bound)} and ${sign}`;
   }
-  if (token.region === "inside") return `${subject} is within the bounds, ${sign}`;
+  if (token.region === "inside") return rule && rule.boundaries && rule.boundaries.length ? `${subject} is within the bounds and ${sign}` : `${subject} and ${sign}`;
   return `${subject}, ${sign}, ${words(token.region)}${region ? ` (${region.meaning})` : ""}`;
 }
 
@@ -59,9 +67,9 @@ function boundLeft(token, rule) {
 function ofMin(token) {
   const full = unclipped(token);
   if (token.effect === "stopped") {
-    if (token.region === "dual") return "the dual clip takes the constant c·A there, so its gradient is zero";
+    if (token.region === "dual") return "the dual clip takes c·A there, a constant, whose gradient is zero";
     if (token.region === "overshoot" || token.region === "escaped") {
-      return "min takes the clipped branch, whose value is constant, so its gradient is zero";
+      return "min takes the clipped branch, a constant, whose gradient is zero";
     }
   }
   if (token.effect !== "kept") return null;
@@ -92,6 +100,6 @@ function unclipped(token) {
 function ofKl(token) {
   if (!isNumber(token.kl_weight) || token.kl_weight === 0) return "";
   return token.weight === 0
-    ? ` Only the KL penalty still moves it, with the weight ${formatNumber(token.kl_weight)}.`
+    ? ` But the KL penalty moves it, with the weight ${formatNumber(token.kl_weight)}.`
     : ` The KL penalty adds ${formatNumber(token.kl_weight)} to that weight.`;
 }

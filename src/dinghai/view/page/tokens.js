@@ -6,7 +6,8 @@ import { fillHead, makeCard, paintCard, placeInNextLine } from "./token_cards.js
 import { button, dropDown, filterLegend, promptTable, stepper, updateSlider } from "./token_controls.js";
 import { describeToken, effectOf, lastUpdate, lossIn, lossOf, movesBetween, occurring, regionOf, sumOf, tallyByUpdate, worstIn } from "./token_facts.js";
 import { fillPanel } from "./token_panel.js";
-import { COLOURINGS, makeScale, valueAt } from "./token_scales.js";
+import { COLOURINGS, firstColouring, makeScale, valueAt } from "./token_scales.js";
+import { formatRatio } from "./token_words.js";
 
 const ORDERS = { lost: "gradient lost", reward: "reward", sampled: "as sampled" };
 const BEFORE = "before";  // compare each completion with the update that took it before
@@ -17,7 +18,8 @@ const LEAD = "Every token of a prompt's completions and what became of its gradi
 // Fills `host` and returns { refresh() }, which keeps the reader's place.
 export function mountTokens(host, source, run) {
   const state = { step: null, group: null, update: null, updateChosen: false, colour: "region", compare: null, order: "lost", only: new Set(), sample: null, token: null };
-  let overview = null, traced = { steps: [], notes: [] }, info = null, heads = [], group = null, cards = [], scale = null, tallies = null, loads = 0;
+  let overview = null, traced = { steps: [], notes: [] }, info = null, heads = [], group = null, loads = 0;
+  let cards = [], scale = null, tallies = null, passes = () => true, lost = new Map(), worstFirst = [];  // of the prompt, made when needed and kept
 
   // --- the elements -------------------------------------------------------------------------------------------------
   const steps = stepper("step", value => openStep(value));
@@ -89,12 +91,13 @@ export function mountTokens(host, source, run) {
   function showGroup(found, wanted) {
     group = found;
     Object.assign(state, { group: found.group, sample: null, token: null });
+    tallies = tallyByUpdate(overview, group.samples);
+    lost = new Map(info.updates.map(update => [update, sumOf(group.samples.map(sample => lossIn(sample, update)))]));
     if (info.updates.includes(wanted.update)) Object.assign(state, { update: wanted.update, updateChosen: true });
     else if (!state.updateChosen || !info.updates.includes(state.update)) state.update = busiestUpdate();
     if (state.compare !== BEFORE && !info.updates.includes(state.compare)) state.compare = null;
     complain();
     tip.hide();
-    tallies = tallyByUpdate(overview, group.samples);
     cards = group.samples.map(sample => makeCard(sample, view));
     prompt.textContent = group.prompt;
     prompt.hidden = group.prompt.trim() === heads.find(head => head.group === group.group).prompt;
@@ -106,8 +109,7 @@ export function mountTokens(host, source, run) {
 
   // The update in which the prompt lost most gradient: where the rule is to be seen.
   function busiestUpdate() {
-    const lost = update => sumOf(group.samples.map(sample => lossIn(sample, update)));
-    return info.updates.reduce((best, one) => (lost(one) > lost(best) ? one : best));
+    return info.updates.reduce((best, one) => (lost.get(one) > lost.get(best) ? one : best));
   }
 
   // --- all tokens ---------------------------------------------------------------------------------------------------
@@ -134,6 +136,8 @@ export function mountTokens(host, source, run) {
   function repaint() {
     shell.classList.toggle("comparing", state.compare !== null);
     shell.classList.toggle("scaled", scale !== null);
+    passes = makeFilter();
+    worstFirst = worstIn(overview, group.samples, state.update, passes);
     for (const card of cards) {
       card.update = lastUpdate(card.sample, state.update);
       card.other = otherUpdate(card);
@@ -173,10 +177,10 @@ export function mountTokens(host, source, run) {
   }
 
   // Among regions and among effects one match is enough; where both are asked for, both must match.
-  function passes(region, effect) {
-    const asked = kind => [...state.only].filter(key => key.startsWith(kind));
+  function makeFilter() {
+    const asked = kind => new Set([...state.only].filter(key => key.startsWith(kind)).map(key => key.slice(kind.length)));
     const regions = asked("r-"), effects = asked("e-");
-    return (!regions.length || regions.includes(`r-${region}`)) && (!effects.length || effects.includes(`e-${effect}`));
+    return (region, effect) => (!regions.size || regions.has(region)) && (!effects.size || effects.has(effect));
   }
 
   // How telling a token is, among those that share a column of the strip.
@@ -236,7 +240,7 @@ export function mountTokens(host, source, run) {
   }
 
   // --- one token ----------------------------------------------------------------------------------------------------
-  const describe = (card, place, update) => describeToken(overview, group.samples, card.sample, place, update);
+  const describe = (card, place, update) => describeToken(overview, card.sample, place, update, lost.get(update));
 
   function showNumbers(card = cardOf(state.sample), place = state.token) {
     panel.classList.toggle("empty", !card);
@@ -252,7 +256,7 @@ export function mountTokens(host, source, run) {
     const box = body.getBoundingClientRect(), spot = card.nodes[place].getBoundingClientRect();
     const token = describe(card, place, card.update);
     tip.show(spot.left - box.left, spot.bottom - box.top + 6, el("b", "", token.text), el("div", "", `${words(token.region)}, ${token.effect}`),
-      el("div", "", `r ${formatNumber(token.ratio)}  A ${formatNumber(token.advantage)}  w ${formatNumber(token.weight)}`));
+      el("div", "", `r ${formatRatio(token.ratio)}  A ${formatNumber(token.advantage)}  w ${formatNumber(token.weight)}`));
     showNumbers(card, place);
   }
 
@@ -276,25 +280,24 @@ export function mountTokens(host, source, run) {
     writeAddress();
     if (!card || card.update === null) return;
     const token = describe(card, place, card.update);
-    said.textContent = `${token.text}: ${words(token.region)}, ${token.effect}, r ${formatNumber(token.ratio)}, A ${formatNumber(token.advantage)}, w ${formatNumber(token.weight)}`;
+    said.textContent = `${token.text}: ${words(token.region)}, ${token.effect}, r ${formatRatio(token.ratio)}, A ${formatNumber(token.advantage)}, w ${formatNumber(token.weight)}`;
   }
 
   function reveal(card, place) {
     card.nodes[place].scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
-  const worstTokens = () => worstIn(overview, group.samples, state.update, passes);
+  const placeInWorst = () => worstFirst.findIndex(one => isChosen(one.sample, one.place));
 
   function fillWorst() {
-    const found = worstTokens(), at = found.findIndex(one => isChosen(one.sample, one.place));
-    worst.disabled = found.length === 0;
-    worst.textContent = at < 0 ? `Next worst (${found.length})` : `Next worst (${at + 1} of ${found.length})`;
+    const at = placeInWorst(), count = worstFirst.length;
+    worst.disabled = count === 0;
+    worst.textContent = at < 0 ? `Next worst (${count})` : `Next worst (${at + 1} of ${count})`;
   }
 
   function nextWorst() {
-    const found = worstTokens();
-    if (!found.length) return;
-    const { sample, place } = found[(found.findIndex(one => isChosen(one.sample, one.place)) + 1) % found.length];
+    if (!worstFirst.length) return;
+    const { sample, place } = worstFirst[(placeInWorst() + 1) % worstFirst.length];
     view.select(cardOf(sample.id), place);
   }
 
@@ -374,6 +377,7 @@ export function mountTokens(host, source, run) {
     } else if (group === null) {
       host.replaceChildren(...heading("Token by token", LEAD), shell);
       const wanted = readAddress();
+      state.colour = firstColouring(overview.rule);
       await openStep(await firstStep(wanted), wanted);
     } else {
       const found = traced.steps.find(one => one.step === state.step);
