@@ -195,7 +195,7 @@ def test_a_run_with_nothing_but_settings_has_a_page(open_page: Any, tmp_path: Pa
     (folder / "config.json").write_text('{"run": {"steps": 5}}')
     page = open_page(write_report(folder), dark=dark)
     assert page.get_by_text("No training step was recorded.").is_visible()
-    assert page.get_by_text("run.steps").is_visible()
+    assert page.get_by_role("row", name="steps 5").is_visible()
     assert page.get_by_role("navigation").get_by_role("button").all_inner_texts() == ["Summary", "Settings"]
 
 

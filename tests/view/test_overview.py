@@ -96,7 +96,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     [
         ("kl_ref_k1", "KL to the reference"),
         ("kl_ref_k3", "KL to the reference"),
-        ("kl_ref_beta", "Weight of that KL"),
+        ("kl_ref_beta", "Weight of the KL to the reference"),
         ("critic/explained_variance", "Critic"),
         ("correction/dropped_fraction", "Rollout correction"),
         ("correction/kl_sampler_old_k3", "KL(sampler‖old)"),
@@ -110,6 +110,10 @@ def test_what_only_some_runs_have_gets_its_curve(key: str, title: str) -> None:
     assert [one["title"] for one in found] == [title]
     assert found[0]["series"][0]["points"] == [[1, 0.25], [2, 0.5]]
     assert found[0]["note"]
+
+
+def test_a_weight_that_stays_the_same_is_a_setting_and_no_curve() -> None:
+    assert curves(as_metrics({"kl_ref_beta": 0.1}, {"kl_ref_beta": 0.1})) == []
 
 
 def test_parts_of_the_reward_are_curves_of_their_own_with_safe_names() -> None:
@@ -141,6 +145,12 @@ def test_bars_are_means_over_the_tokens_and_not_over_the_steps() -> None:
 
     found = chart(update_charts(as_metrics(row(900, 0.1), row(100, 0.6))), "Outside the band, or dropped, by update")
     assert found["series"] == [{"name": "escaped", "values": [0.15]}]
+
+
+def test_what_never_happened_has_no_bars() -> None:
+    entry = {"update": 0, "tokens": 9, "signal_tokens": 9, "stopped_fraction": 0.0, "kl_old_new_k3": 0.0}
+    metrics = as_metrics({"by_update": [entry | {"region/escaped_fraction": 0.0}]})
+    assert update_charts(metrics) == []
 
 
 @pytest.mark.parametrize("count", [POINTS_AT_MOST, POINTS_AT_MOST + 1, 1_000, 100_003])

@@ -16,6 +16,8 @@ Chart = dict[str, Any]
 
 POINTS_AT_MOST = 400  # of a curve: more than a card has pixels for
 
+_BETA = "Weight of the KL to the reference"
+
 # title, note, whether the values are shares, [(name, key)]
 _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
     ("Held-out accuracy", "problems kept out of training, greedy decoding", True, [("accuracy", "held_out/accuracy")]),
@@ -44,7 +46,7 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
     ("KL to the reference", "nats a token, k1 estimate", False, [("KL", "kl_ref_k1")]),
     ("KL to the reference", "nats a token, k2 estimate", False, [("KL", "kl_ref_k2")]),
     ("KL to the reference", "nats a token, k3 estimate", False, [("KL", "kl_ref_k3")]),
-    ("Weight of that KL", "beta", False, [("beta", "kl_ref_beta")]),
+    (_BETA, "beta, as its controller sets it", False, [("beta", "kl_ref_beta")]),
     (
         "Furthest token",
         "largest |log π_new − log π_old| of a token in the step",
@@ -93,6 +95,8 @@ def curves(metrics: Metrics) -> list[Chart]:
         if title == "Reward" and len(parts) > 1:
             named = [*named, *((safe(part.removeprefix("reward/").removesuffix("/mean")), part) for part in parts)]
         series = [one for name, key in named if (one := _series(name, metrics.rows, key))["points"]]
+        if title == _BETA and not _varies(series):
+            continue  # it stands among the settings
         if series:
             charts.append({"title": title, "note": note, "share": share, "series": series})
     return charts
@@ -130,7 +134,8 @@ def removed_by_step(metrics: Metrics) -> dict[int, float]:
 def update_charts(metrics: Metrics) -> list[Chart]:
     """The bars by update index within a batch: how the policy leaves the one that sampled.
 
-    The first two show by update what `region_charts` shows by step, region upon region.
+    The first two show by update what `region_charts` shows by step, region upon region. A chart without a bar is left
+    out: with one update a batch, no token leaves the policy that sampled it.
     """
     by_index = _rows_by_update(metrics)
     entries = [entry for rows in by_index.values() for entry in rows]
@@ -150,13 +155,11 @@ def update_charts(metrics: Metrics) -> list[Chart]:
             {"name": name, "values": [_number(weighted_mean(rows, key, weight)) for rows in by_index.values()]}
             for name, key in named
         ]
-        known = any(value is not None for one in series for value in one["values"])
-        if stacked:
-            series = [one for one in series if any(v is not None and _above_zero(v) for v in one["values"])]
-        if known:
+        shown = [one for one in series if any(v is not None and _above_zero(v) for v in one["values"])]
+        if shown:
             names = list(update_names(metrics).values())
-            chart = {"title": title, "note": note, "share": share, "labels": names, "series": series}
-            charts.append({**chart, "stacked": stacked})
+            chart = {"title": title, "note": note, "share": share, "labels": names, "stacked": stacked}
+            charts.append({**chart, "series": shown if stacked else series})
     return charts
 
 
@@ -237,6 +240,10 @@ def _above_zero(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _varies(series: list[dict[str, Any]]) -> bool:
+    return len({point[1] for one in series for point in one["points"]}) > 1
 
 
 def _is_reward_part(key: str) -> bool:

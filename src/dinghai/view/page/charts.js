@@ -32,6 +32,11 @@ export function frame(width, height, xDomain, yDomain, format) {
   return { svg, x, y, width, height, top: MARGIN.top, bottom: height - MARGIN.bottom };
 }
 
+// Ticks in full: a rounded one would stand in the wrong place.
+function tickText(chart) {
+  return value => (chart.share ? `${Number((value * 100).toPrecision(5))}%` : formatNumber(value));
+}
+
 export function stepAxis(plot, xDomain) {
   plot.svg.append(svgEl("text", { x: MARGIN.left - 7, y: plot.height - 5, "text-anchor": "end" }, "step"));
   const ticks = xDomain[0] === xDomain[1] ? [xDomain[0]] : niceTicks(xDomain[0], xDomain[1], 5).filter(Number.isInteger);
@@ -82,10 +87,10 @@ export function smoothingOf(points) {
   const values = points.map(point => point[1]).filter(isNumber);
   if (values.length < 24) return 0;
   const [low, high] = extent(values);
-  let travelled = 0;
-  for (let i = 1; i < values.length; i++) travelled += Math.abs(values[i] - values[i - 1]);
-  // A curve that goes straight travels its own range once.
-  if (travelled < 4 * (high - low) || high === low) return 0;
+  let travelled = 0, moves = 0;
+  for (let i = 1; i < values.length; i++) { travelled += Math.abs(values[i] - values[i - 1]); moves += values[i] !== values[i - 1]; }
+  // A curve that goes straight travels its own range once; and a few spikes over a level are no noise.
+  if (travelled < 5 * (high - low) || moves < values.length / 3) return 0;
   return 2 * Math.max(2, Math.round(values.length / 24)) + 1;
 }
 
@@ -101,7 +106,7 @@ export function runningMean(points, window) {
 export function drawLines(card, chart, width) {
   const format = chart.share ? formatShare : formatNumber;
   const xDomain = extent(chart.series.flatMap(one => one.points.map(point => point[0])));
-  const plot = frame(width, 170, xDomain, lineRange(chart), format);
+  const plot = frame(width, 170, xDomain, lineRange(chart), tickText(chart));
   stepAxis(plot, xDomain);
   const smooth = [];  // the running mean of each series, where it has one
   const middle = one => point => plot.x(point.length > 4 ? (point[0] + point[4]) / 2 : point[0] + ((one.every || 1) - 1) / 2);
@@ -157,7 +162,7 @@ export function drawStack(card, chart, width) {
   const totals = steps.map((_, i) => values.reduce((sum, row) => sum + row[i], 0));
   const top = chart.top || Math.max(extent(totals)[1] * 1.05, 1e-6);
   const xDomain = extent(steps);
-  const plot = frame(width, 200, xDomain, [0, top], formatShare);
+  const plot = frame(width, 200, xDomain, [0, top], tickText({ share: true }));
   stepAxis(plot, xDomain);
   const floor = steps.map(() => 0);
   chart.series.forEach((one, row) => {
@@ -182,7 +187,7 @@ export function drawBars(card, chart, width, classOf) {
   const value = (one, place) => (isNumber(one.values[place]) ? one.values[place] : 0);
   const sums = chart.labels.map((_, place) => chart.series.reduce((sum, one) => sum + value(one, place), 0));
   const high = chart.stacked ? extent(sums)[1] : extent(chart.series.flatMap(one => one.values))[1];
-  const plot = frame(width, 150, [-0.5, chart.labels.length - 0.5], [0, high > 0 ? high * 1.05 : chart.share ? 0.01 : 1], format);
+  const plot = frame(width, 150, [-0.5, chart.labels.length - 0.5], [0, high > 0 ? high * 1.05 : chart.share ? 0.01 : 1], tickText(chart));
   const slot = plot.x(1) - plot.x(0), beside = chart.stacked ? 1 : chart.series.length;
   const bar = Math.max(1, Math.min(chart.stacked ? 44 : 26, (slot * 0.7) / beside));
   chart.labels.forEach((label, place) => {

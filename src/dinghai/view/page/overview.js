@@ -56,9 +56,7 @@ export function mountCurves(host, source, run) {
 export function mountRegions(host, source, run) {
   const overTime = gallery(() => drawStack, () => byRegion, "charts");
   const byUpdate = gallery(() => drawBars, chart => (chart.stacked ? byRegion : undefined), "charts wide");
-  const batch = el("div", "batch", el("h3", "", "Within a batch"),
-    el("p", "lead", "The first update of a batch has r = 1, so what bounds the ratio can only act later. Means over the run, by the update's index."),
-    byUpdate.node);
+  const batchLead = el("p", "lead"), batch = el("div", "batch", el("h3", "", "Within a batch"), batchLead, byUpdate.node);
   const rule = el("p", "rule");
   host.replaceChildren(...heading("What the rule did", "Where each token's ratio stood when it was updated, and where gradient was taken away."),
     rule, overTime.node, batch);
@@ -68,10 +66,18 @@ export function mountRegions(host, source, run) {
     if (data.rule) rule.replaceChildren(...ruleText(data.rule));
     overTime.show(data.regions_over_time);
     byUpdate.show(data.by_update);
-    batch.hidden = data.by_update.length === 0;
+    const updates = Object.keys(data.update_names).length;
+    batchLead.textContent = batchText(updates, data.by_update.length > 0);
+    batch.hidden = updates === 0;
     host.hidden = data.regions_over_time.length === 0 && batch.hidden;
   };
   return refresh().then(() => ({ refresh }));
+}
+
+function batchText(updates, acted) {
+  if (updates === 1) return "Each batch got one update: every ratio is 1, so a bound on it can never act.";
+  if (!acted) return `In none of the ${updates} updates of a batch did a token leave the band or lose gradient.`;
+  return "The first update of a batch has r = 1, so what bounds the ratio can only act later. Means over the run, by the update's index.";
 }
 
 // What the rule is, as the program that trained with it said.
