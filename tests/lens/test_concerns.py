@@ -213,6 +213,10 @@ UNHARMED: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any]]] = {
         {"update": {"max_grad_norm": 10.0}},
     ),
     "norms of nothing": (every({"grad_norm_mean": 0.0}) | {8: {"grad_norm_mean": 0.9}}, {}),
+    "relapse of sequences": (
+        every({"clip/region/relapse_fraction": 0.08}),
+        {"objective": {"ratio": "sequence", "parameters": {"eps_low": 3e-4}}},
+    ),
     "one step far from the reference": ({8: {"kl_ref_k3": 7.0}}, {}),
     "every threshold met but not passed": (
         every(

@@ -18,12 +18,12 @@ _DID = {"stopped": "stopped", "attenuated": "weakened", "amplified": "strengthen
 # region -> what it means that the rule takes gradient there; {} are tokens, or completions where the rule sees
 # the ratio of those
 _TAKEN_THERE = {
-    "inside": "{} within its bounds lose gradient to this rule too",
-    "overshoot": "good {} that are already much likelier than when they were sampled are held back",
-    "relapse": "bad {} that became likelier are corrected less than without the rule",
-    "forgotten": "good {} that became rarer are brought back less than without the rule",
-    "escaped": "bad {} that are already much rarer than when they were sampled are spared further punishment",
-    "dual": "bad {} that became far likelier have their correction bounded, so that none of them carries an update",
+    "inside": "{} beyond no bound, which this rule weakens gradually or chooses by something else than their ratio",
+    "overshoot": "good {} that have already become likelier are held back",
+    "relapse": "bad {} that have become likelier are corrected less than without the rule",
+    "forgotten": "good {} that have become rarer are brought back less than without the rule",
+    "escaped": "bad {} that have already become rarer are spared further punishment",
+    "dual": "bad {} that have become far likelier are corrected less, so that none of them carries an update",
     "dropped": "the rollout correction leaves out tokens about which the engine and the trainer disagree",
 }
 
@@ -128,7 +128,8 @@ def _took(summary: RunSummary, short: bool = False) -> str:
         )
     most = summary.removed_most
     if short and most is not None:
-        sentence += f"; {_of_removed(summary, most)} of that in the region {most} ({REGION_MEANING[most]})"
+        meaning = REGION_MEANING[most].replace("tokens", _those(summary))
+        sentence += f"; {_of_removed(summary, most)} of that in the region {most} ({meaning})"
     return sentence + "."
 
 
@@ -161,8 +162,12 @@ def _meaning(summary: RunSummary) -> str:
     most = summary.removed_most
     if most is None or most not in _TAKEN_THERE:
         return ""
-    what = _TAKEN_THERE[most].format("completions" if summary.of_sequences else "tokens")
+    what = _TAKEN_THERE[most].format(_those(summary))
     return f"{_capital(_of_removed(summary, most))} of the gradient it took lay in {most}: {what}."
+
+
+def _those(summary: RunSummary) -> str:
+    return "completions" if summary.of_sequences else "tokens"
 
 
 def _of_removed(summary: RunSummary, region: str) -> str:
