@@ -216,14 +216,15 @@ def _once_if_constant(values: list[Any]) -> Any:
 def _numbers(values_N: np.ndarray, digits: int) -> list[float | str]:
     """Rounded to significant digits; what is not finite by its name, since JSON has no number for it."""
     exact_N = values_N.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         exponent_N = np.floor(np.log10(np.abs(exact_N)))
-    # A quotient of two integers is the double next to the decimal number, which is written with the digits asked for.
-    places_N = np.clip(np.where(np.isfinite(exponent_N), digits - 1 - exponent_N, 0), -300, 300)
-    scale_N = 10.0 ** np.abs(places_N)
-    up_N = places_N >= 0
-    whole_N = np.rint(np.where(up_N, exact_N * scale_N, exact_N / scale_N))
-    rounded: list[float | str] = np.where(up_N, whole_N / scale_N, whole_N * scale_N).tolist()
+        places_N = np.clip(np.where(np.isfinite(exponent_N), digits - 1 - exponent_N, 0), -300, 300)
+        scale_N = 10.0 ** np.abs(places_N)
+        # A quotient of two integers is the double next to the decimal number, which is written with these digits alone.
+        fraction_N = np.rint(exact_N * scale_N) / scale_N
+        whole_N = np.rint(exact_N / scale_N) * scale_N
+        rounded_N = np.where(places_N >= 0, fraction_N, whole_N)
+    rounded: list[float | str] = np.where(np.isfinite(rounded_N), rounded_N, exact_N).tolist()
     for place in np.flatnonzero(~np.isfinite(exact_N)).tolist():
         rounded[place] = _name(float(exact_N[place]))
     return rounded
