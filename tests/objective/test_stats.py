@@ -113,6 +113,8 @@ def test_metrics_by_hand() -> None:
     near("gradient_removed/escaped", 0.5 / 7.85)
     near("gradient_removed/dual", 4.0 / 7.85)
     near("gradient_removed/total", 5.0 / 7.85)
+    near("weight_unclipped", 16.7)  # the factor of token-mean is 1
+    near("gradient_unclipped", 7.85)
     r = RATIO[MASK].tolist()  # 1, 2, 0.5, 2, 0.5, 4, 1.1, 2, 1
     near("ratio_mean", sum(r) / 9)
     near("ess_fraction", sum(r) ** 2 / (9 * sum(x * x for x in r)))

@@ -93,6 +93,9 @@ class Stats:
             weight_removed/total
             gradient_removed/<region>   the same of |w0|·(1-p), p = π_new(token). The gradient at the logits has the
             gradient_removed/total      norm |w|·‖e_token - π‖, which lies within [1, √2] times |w|·(1-p)
+            weight_unclipped, gradient_unclipped
+                                        the sums that these are shares of: Σ f_t·|w0| and Σ f_t·|w0|·(1-p). Shares of
+                                        several steps are averaged with them as weights
 
         A fraction of the tokens with A != 0, or of the gradient, is 0.0 where there is none: nothing was taken away.
         Without any token only the three counts are given.
@@ -188,7 +191,7 @@ def _removed(s: dict[str, float], what: str) -> dict[str, float]:
     total = sum(s[f"{what}/{name}"] for name in _REGIONS)
     removed = {name: s[f"{what}_removed/{name}"] for name in _REGIONS}
     shares = {f"{what}_removed/{name}": _share(value, total) for name, value in removed.items()}
-    return shares | {f"{what}_removed/total": _share(sum(removed.values()), total)}
+    return shares | {f"{what}_removed/total": _share(sum(removed.values()), total), f"{what}_unclipped": total}
 
 
 def _share(part: float, whole: float) -> float:
