@@ -14,7 +14,7 @@ export async function mountClip(host, source, run) {
   const chosen = { step: ALL, update: ALL };
   const pick = pickers(chosen, source.live, () => load());
   const coverage = el("p", "lead"), views = el("div", "clipviews");
-  const map = figureSlot(), regions = el("div", "card scroll"), ratios = figureSlot(() => scale.node), tokens = tokenCard();
+  const map = figureSlot(), regions = el("div", "card clipscroll"), ratios = figureSlot(() => scale.node), tokens = tokenCard();
   const where = { position: figureSlot(), probability: figureSlot(), reward: figureSlot() };
   const scale = scaleSwitch(() => showRatios());
   views.append(map.node, regions, ratios.node,
@@ -80,8 +80,9 @@ export async function mountClip(host, source, run) {
 
   async function refresh() {
     [facts, traced] = await Promise.all([source.overview(run), source.traced(run)]);
+    host.hidden = traced.steps.length === 0;
     pick.fill(traced.steps);
-    await load();
+    if (!host.hidden) await load();
   }
 
   await refresh();
@@ -143,17 +144,22 @@ function pickers(chosen, live, changed) {
   };
 }
 
+// A drop-down that only grows where it can, so that one that a reader has open stays as it is.
 function choice(label) {
   const select = el("select");
+  let known = [];
   return {
     select, node: el("label", "", label, select),
     fill(options, value) {
-      select.replaceChildren(...options.map(([given, text]) => {
+      const grown = known.every(([given], place) => options[place] && options[place][0] === given);
+      const added = (grown ? options.slice(known.length) : options).map(([given, text]) => {
         const option = el("option", "", text);
         option.value = given;
         return option;
-      }));
-      select.value = value;
+      });
+      if (grown) select.append(...added); else select.replaceChildren(...added);
+      known = options;
+      if (select.value !== String(value)) select.value = value;
     },
   };
 }
@@ -166,7 +172,7 @@ function scaleSwitch(changed) {
 }
 
 function tokenCard() {
-  const lead = el("p", "note"), place = el("div", "scroll tall");
+  const lead = el("p", "note"), place = el("div", "clipscroll tall");
   place.tabIndex = 0;
   place.setAttribute("role", "region");
   place.setAttribute("aria-label", "tokens of the vocabulary that lost most gradient");

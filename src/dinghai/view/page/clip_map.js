@@ -5,7 +5,7 @@ import { el, svgEl } from "./dom.js";
 import { formatNumber, formatShare, isNumber, words } from "./format.js";
 
 const LEVELS = 6;  // of density
-const WEIGHT_SHOWN = 8;  // of w/|A|, at most
+const WEIGHT_SHOWN = 4;  // of w/|A|, where it goes much farther
 const SHORTEST_NAME = 34;  // pixels that a region's name needs at least
 
 // What the map says of each region, from its cells. `gradient`: of all tokens, as without the rule.
@@ -46,7 +46,7 @@ export function drawMap(card, data, width) {
   const bounds = placeLabels(axis, boundsOf(rule));
   const plan = mapLayout(axis, census, rule, bounds.rows);
   const svg = svgEl("svg", { viewBox: `0 0 ${width} ${plan.height}`, height: plan.height, class: "map" });
-  const areas = [...areasOf(rule, 1), ...areasOf(rule, -1)].filter(area => area.from < axis.high && area.to > axis.low);
+  const areas = shownAreas(census, rule, regions).filter(area => area.from < axis.high && area.to > axis.low);
   const boxes = cellBoxes(census, regions, plan, areas);
   drawGround(svg, plan, areas);
   drawCells(svg, boxes, regions);
@@ -61,6 +61,13 @@ export function drawMap(card, data, width) {
   drawDensityLegend(svg, plan, boxes);
   explore(card, svg, plan, census, regions);
   return svg;
+}
+
+// The rule's areas. Where its weight is not known as a curve, its deeds tell which are stopped.
+function shownAreas(census, rule, regions) {
+  const totals = regionTotals(census, regions);
+  const allStopped = name => totals.has(name) && totals.get(name).tokens > 0 && totals.get(name).stopped === totals.get(name).tokens;
+  return [...areasOf(rule, 1), ...areasOf(rule, -1)].map(area => ({ ...area, stopped: rule.weights ? area.stopped : allStopped(area.region) }));
 }
 
 // The bounds' labels stand left of a lower bound and right of an upper one, each in the first row with room for it.
@@ -187,7 +194,7 @@ function drawAreaNames(svg, plan, areas, census, regions) {
     const outer = area.from === -Infinity || area.to === Infinity;
     const [x, anchor] = !outer || room < 90 ? [(left + right) / 2, "middle"] : area.from === -Infinity ? [left + 7, "start"] : [right - 7, "end"];
     lines.forEach((line, row) => {
-      svg.append(svgEl("text", { class: row ? "label small" : "label name", x, y: top + row * 12, "text-anchor": anchor }, line));
+      svg.append(svgEl("text", { class: row ? "label small" : "label areaname", x, y: top + row * 12, "text-anchor": anchor }, line));
     });
   }
 }
@@ -219,15 +226,18 @@ function drawWeight(svg, plan, panel, rule, sign) {
   const shown = places.map((place, index) => [place, weights[index]]).filter(([place, weight]) => isNumber(weight) && place >= axis.low && place <= axis.high);
   const low = Math.min(0, ...shown.map(point => point[1])), high = Math.max(1, ...shown.map(point => point[1]));
   // Weights that grow without bound must not flatten the rest: they leave the panel.
-  const bottom = Math.max(low, -WEIGHT_SHOWN), top = Math.min(high, WEIGHT_SHOWN), floor = panel.bottom - 4, ceiling = panel.top + 16;
+  const bottom = low < -1.5 * WEIGHT_SHOWN ? -WEIGHT_SHOWN : low, top = high > 1.5 * WEIGHT_SHOWN ? WEIGHT_SHOWN : high;
+  const floor = panel.bottom - 4, ceiling = panel.top + 16;
   const y = weight => floor - ((weight - bottom) / (top - bottom)) * (floor - ceiling);
   const line = points => within(points, bottom, top).map(part =>
     part.map(([place, weight], index) => `${index ? "L" : "M"}${axis.x(place).toFixed(1)} ${y(weight).toFixed(1)}`).join("")).join("");
-  for (const tick of [0, 1]) {
+  const labelled = [];
+  for (const tick of [0, bottom, top, 1]) {
+    if (labelled.some(other => Math.abs(y(other) - y(tick)) < 10)) continue;
+    labelled.push(tick);
     svg.append(svgEl("line", { class: "rule", x1: axis.left, x2: axis.right, y1: y(tick), y2: y(tick) }));
-    svg.append(svgEl("text", { x: SIDE.left - 7, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
+    svg.append(svgEl("text", { x: SIDE.left - 7, y: y(tick) + 4, "text-anchor": "end" }, formatNumber(Number(tick.toPrecision(2))).replace("-", "−")));
   }
-  if (top >= 2.5) svg.append(svgEl("text", { x: SIDE.left - 7, y: y(top) + 4, "text-anchor": "end" }, formatNumber(Number(top.toPrecision(2)))));
   svg.append(svgEl("path", { class: "curve unclipped", d: line(shown.map(([place]) => [place, Math.exp(place)])) }));
   svg.append(svgEl("path", { class: `curve ${sign > 0 ? "k0" : "k5"}`, d: line(shown) }));
   const name = axis.width > 480 ? `gradient weight ÷ A where A ${sign > 0 ? ">" : "<"} 0; dotted: without the rule` : "weight ÷ A";
@@ -280,7 +290,7 @@ function explore(card, svg, plan, census, regions) {
     const strip = regions[cell[2]] && regions[cell[2]].name === "no_signal", key = `${cell[0]},${strip ? "zero" : cell[1]}`;
     byBin.set(key, [...(byBin.get(key) || []), cell]);
   }
-  const outline = svgEl("rect", { class: "chosen", visibility: "hidden" });
+  const outline = svgEl("rect", { class: "chosencell", visibility: "hidden" });
   svg.append(outline);
 
   // iy, or "zero" for the strip; null outside of the plane
@@ -385,12 +395,12 @@ export function regionTable(census, regions) {
     return th;
   });
   const table = el("table", "regions", el("thead", "", el("tr", "", ...head)), el("tbody", "", ...rows));
-  return el("div", "scroll", table);
+  return table;
 }
 
 // What the map shows, in sentences.
 export function mapSentences(census, rule, regions) {
-  const hatched = stoppedRegions(census, regions).size > 0 || [...areasOf(rule, 1), ...areasOf(rule, -1)].some(area => area.stopped);
+  const hatched = stoppedRegions(census, regions).size > 0 || shownAreas(census, rule, regions).some(area => area.stopped);
   const said = hatched ? ["Hatched: stopped, the gradient weight is exactly 0."] : [];
   const removed = [...regionTotals(census, regions).values()].filter(one => one.removed > 0).sort((a, b) => b.removed - a.removed);
   if (census.gradient > 0 && removed.length) {
