@@ -111,6 +111,26 @@ def test_what_is_not_finite_is_marked_and_breaks_the_curve(open_page: Any, small
     assert entropy.locator(".tip").inner_text().split() == ["step", "5", "entropy", "NaN"]
 
 
+def test_areas_end_where_a_share_is_not_finite(open_page: Any, tmp_path: Path) -> None:
+    """Not a slope down to zero, which would be a measurement."""
+    rows = [{"clip/gradient_removed/total": 0.2, "clip/gradient_removed/escaped": 0.2} for _ in range(9)]
+    rows[4]["clip/gradient_removed/escaped"] = "NaN"  # type: ignore[assignment]
+    page = open_page(write_run(tmp_path / "torn", rows))
+    removed = card(page, "Gradient removed by region")
+    assert removed.locator("svg .area").count() == 2
+    assert removed.locator("svg .lost").count() == 1
+    assert len({round(y) for y in path_ys(removed.locator("svg .area").first.get_attribute("d"))}) == 2
+
+
+def test_a_view_that_fails_takes_no_other_with_it(open_page: Any, report: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text(report.read_text("utf-8").replace('"by_probability":', '"by_nothing":'), "utf-8")
+    page = open_page(broken, expected_errors=("TypeError",))
+    assert page.locator("#clip").get_by_text("This part of the page could not be shown").is_visible()
+    for shown in ("#curves .card", "#regions .card", "#tokens .t", "#settings table"):
+        assert page.locator(shown).first.is_visible()
+
+
 def test_a_saved_figure_stands_alone_in_light_colours(open_page: Any, small: Path) -> None:
     """Whatever the page's theme: it goes into a paper. Nothing in it needs the page's styles."""
     page = open_page(small, dark=True)

@@ -164,17 +164,22 @@ export function drawStack(card, chart, width) {
   const xDomain = extent(steps);
   const plot = frame(width, 200, xDomain, [0, top], tickText({ share: true }));
   stepAxis(plot, xDomain);
+  const lost = steps.map(step => lookups.some(at => typeof at.get(step) === "string"));
+  const pieces = [];  // of steps at which everything is finite
+  steps.forEach((_, i) => { if (!lost[i]) { if (i === 0 || lost[i - 1]) pieces.push([]); pieces[pieces.length - 1].push(i); } });
   const floor = steps.map(() => 0);
   chart.series.forEach((one, row) => {
     const edge = (step, value) => `${plot.x(step).toFixed(1)} ${plot.y(Math.min(top, value)).toFixed(1)}`;
-    // A single step has no width: it is drawn as a column.
-    const places = steps.length > 1 ? steps.map((step, i) => [step, i]) : [[xDomain[0] - 0.2, 0], [xDomain[0] + 0.2, 0]];
-    const upper = places.map(([step, i]) => edge(step, floor[i] + values[row][i]));
-    const lower = places.map(([step, i]) => edge(step, floor[i])).reverse();
-    plot.svg.append(svgEl("path", { class: `area r-${one.name}`, d: `M${upper.join("L")}L${lower.join("L")}Z` }));
+    for (const piece of pieces) {
+      // A single step has no width: it is drawn as a column.
+      const places = piece.length > 1 ? piece.map(i => [steps[i], i]) : [[steps[piece[0]] - 0.2, piece[0]], [steps[piece[0]] + 0.2, piece[0]]];
+      const upper = places.map(([step, i]) => edge(step, floor[i] + values[row][i]));
+      const lower = places.map(([step, i]) => edge(step, floor[i])).reverse();
+      plot.svg.append(svgEl("path", { class: `area r-${one.name}`, d: `M${upper.join("L")}L${lower.join("L")}Z` }));
+    }
     steps.forEach((_, i) => { floor[i] += values[row][i]; });
   });
-  for (const step of steps.filter(one => lookups.some(at => typeof at.get(one) === "string"))) {
+  for (const step of steps.filter((_, i) => lost[i])) {
     plot.svg.append(svgEl("text", { class: "lost", x: plot.x(step), y: 14, "text-anchor": "middle" }, "×"));
   }
   hover(card, plot, { ...chart, total: true }, formatShare, (_, name) => `r-${name}`);

@@ -3,6 +3,9 @@ import { chartFigure, drawBars, drawLines, drawStack } from "./charts.js";
 import { el } from "./dom.js";
 import { words } from "./format.js";
 
+const CURVES_LEAD = "The figure beside a name is the last one. Where a curve is noisy, the strong line is its running mean " +
+  "and the faint one what was measured.";
+
 const byRegion = (_, name) => `r-${name}`;
 
 export function heading(title, lead) {
@@ -44,9 +47,12 @@ export function mountVerdict(host, source, run) {
 
 export function mountCurves(host, source, run) {
   const curves = gallery(() => drawLines, () => undefined, "charts");
-  host.replaceChildren(...heading("Curves", "The figure beside a name is the last one. Where a curve is noisy, the strong line is its running mean and the faint one what was measured."), curves.node);
+  const lead = el("p", "lead");
+  host.replaceChildren(...heading("Curves"), lead, curves.node);
   const refresh = async () => {
     const data = await source.overview(run);
+    const lost = data.curves.some(chart => chart.series.some(one => one.points.some(point => typeof point[1] === "string")));
+    lead.textContent = `${CURVES_LEAD}${lost ? " × marks what is not finite." : ""}`;
     curves.show(data.curves);
     host.hidden = data.curves.length === 0;
   };

@@ -1,5 +1,6 @@
 // The report: the views of one run over the data that the file itself holds.
 import { mountClip } from "./clip.js";
+import { el } from "./dom.js";
 import { mountCurves, mountRegions, mountVerdict } from "./overview.js";
 import { mountSettings } from "./settings.js";
 import { printLight, sections, themeButton } from "./shell.js";
@@ -32,13 +33,22 @@ async function showReport() {
   const part = sections(document.getElementById("main"), bar);
   bar.after(themeButton(null));
   printLight();
-  await mountVerdict(part("summary", "Summary"), source, run);
+  // A view that fails says so in its place, and takes no other with it.
+  const show = async (view, host) => {
+    try {
+      await view(host, source, run);
+    } catch (error) {
+      console.error(error);
+      host.replaceChildren(el("p", "notes", `This part of the page could not be shown: ${error.message}`));
+    }
+  };
+  await show(mountVerdict, part("summary", "Summary"));
   const { curves, regions_over_time: regions } = data.overview, steps = data.traced.steps;
-  if (curves.length) await mountCurves(part("curves", "Curves"), source, run);
-  if (regions.length) await mountRegions(part("regions", "What the rule did"), source, run);
-  if (data.censuses[""]) await mountClip(part("clip", "Where the rule acts"), source, run);
-  if (steps.length) await mountTokens(part("tokens", "Token by token"), source, run);
-  await mountSettings(part("settings", "Settings"), source, run);
+  if (curves.length) await show(mountCurves, part("curves", "Curves"));
+  if (regions.length) await show(mountRegions, part("regions", "What the rule did"));
+  if (data.censuses[""]) await show(mountClip, part("clip", "Where the rule acts"));
+  if (steps.length) await show(mountTokens, part("tokens", "Token by token"));
+  await show(mountSettings, part("settings", "Settings"));
 }
 
 showReport();

@@ -9,6 +9,7 @@ export function sections(main, bar) {
     for (const one of seen) entries.get(one.target).here = one.isIntersecting;
     const first = [...entries.values()].find(entry => entry.here);
     for (const entry of entries.values()) entry.button.classList.toggle("here", entry === first);
+    if (first) bar.scrollLeft = first.button.offsetLeft - bar.offsetLeft - 24;  // on a phone the bar is wider than the page
   }, { rootMargin: "-12% 0px -60% 0px" });
   return (id, name) => {
     const host = document.getElementById(id) || el("section", "part");
