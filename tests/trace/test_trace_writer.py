@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -234,9 +236,17 @@ def test_discarding_steps_removes_the_later_ones_only(trace_folder: Path) -> Non
     ("code", "said"),
     [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions"), (errno.EIO, "check that disk")],
 )
-@pytest.mark.parametrize("call", ["write_all", "fsync_open", "rename", "fsync_folder"])
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [
+        ("write_all", "update-000.rank0.parquet"),
+        ("fsync_open", "samples.rank0.parquet"),
+        ("fsync_folder", "step-000001"),
+        ("rename", "complete.json"),
+    ],
+)
 def test_a_failing_disk_is_told_with_the_file_and_the_mend(
-    tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, code: int, said: str, call: str
+    tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, code: int, said: str, call: str, where: str
 ) -> None:
     trace = make_writer(tmp_path)
     trace.begin_step(1, batch.samples)
@@ -245,14 +255,41 @@ def test_a_failing_disk_is_told_with_the_file_and_the_mend(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files, call, fail)
-    columns, sample = batch.updates[0]
+
+    def finish() -> None:
+        trace.add_update(0, *batch.updates[0])
+        trace.finish_step()
+
     with pytest.raises(RunFailed) as caught:
-        trace.add_update(0, columns, sample)
+        finish()
     monkeypatch.undo()
-    assert "update-000.rank0.parquet" in str(caught.value)
+    assert f"{where}: {os.strerror(code)}" in str(caught.value)
     assert said in str(caught.value)
     assert not list(tmp_path.rglob("*.tmp*"))
     assert TraceReader(tmp_path).steps() == []
+
+
+def test_a_step_is_complete_only_when_everything_else_is_on_the_disk(
+    tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut may not undo comes before the marker's name, and each file is waited for once."""
+    happened: list[str] = []
+
+    def spy(name: str, told: Callable[..., str]) -> None:
+        original = getattr(files, name)
+
+        def call(*arguments: Any) -> None:
+            happened.append(told(*arguments))
+            original(*arguments)
+
+        monkeypatch.setattr(files, name, call)
+
+    spy("fsync_file", lambda path: path.name)
+    spy("fsync_folder", lambda path: path.name)
+    spy("rename", lambda source, target: f"rename {target.name}")
+    write_step(make_writer(tmp_path / "trace"), 1, batch)
+    names = ["samples.rank0.parquet", *(f"update-00{update}.rank0.parquet" for update in range(4))]
+    assert happened == [*names, "step-000001", "rename complete.json", "step-000001", "trace"]
 
 
 def test_columns_of_another_length_are_refused(tmp_path: Path, batch: Batch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinghai.trace import Samples, TraceWriter
+from dinghai.trace import BackgroundWriter, Samples, TraceWriter
 
 REGIONS = dict(enumerate(["MASKED", "NO_SIGNAL", "INSIDE", "OVERSHOOT", "RELAPSE", "FORGOTTEN", "ESCAPED", "DUAL"]))
 EFFECTS = dict(enumerate(["NONE", "KEPT", "ATTENUATED", "AMPLIFIED", "STOPPED", "REVERSED"]))
@@ -69,7 +69,7 @@ def make_batch(seed: int, groups: int = 32, group_size: int = 8, length: int = 2
     return Batch(samples, out)
 
 
-def write_step(writer: TraceWriter, step: int, batch: Batch) -> None:
+def write_step(writer: TraceWriter | BackgroundWriter, step: int, batch: Batch) -> None:
     writer.begin_step(step, batch.samples)
     for update, (columns, sample_N) in enumerate(batch.updates):
         writer.add_update(update, columns, sample_N)

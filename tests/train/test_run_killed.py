@@ -29,6 +29,6 @@ def test_killed_at_30_moments(tmp_path: Path) -> None:
         assert one["rubbish"] == [], one
     killed = [one for one in found if one["killed"]]
     assert len(killed) >= MOMENTS - 4, "too many had ended before they were killed"
-    assert sum(one["in_save"] for one in killed) >= 10
+    assert sum(one["in_save"] for one in killed) >= 9  # those that are chosen for it; others by chance
     assert any(not one["is_run"] for one in killed), "none was killed before its folder stood"
     assert any(one["is_run"] and not one["checkpoints"] for one in killed), "none was killed before a checkpoint"

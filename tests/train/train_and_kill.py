@@ -17,6 +17,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class Watch:
         self.calls: list[tuple[str, bool]] = []
         self._saving = False
         self._on_call = on_call
+        self._lock = threading.Lock()  # the trace is written by a thread of its own
         for owner, name in CALLS:
             setattr(owner, name, self._watched(name, getattr(owner, name)))
         save_checkpoint = run.save_checkpoint
@@ -81,8 +83,9 @@ class Watch:
 
     def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            number = len(self.calls)
-            self.calls.append((name, self._saving))
+            with self._lock:
+                number = len(self.calls)
+                self.calls.append((name, self._saving))
             self._on_call(number, "before")
             result = real(*arguments, **options)
             self._on_call(number, "after")

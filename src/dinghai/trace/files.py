@@ -30,6 +30,29 @@ def write_atomically(path: Path, content: bytes, then: str = "resume the run") -
     changing_disk(path, lambda: files.write_atomically(path, content), then)
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Writes a file that is not there yet; `wait_for_disk` makes it last.
+
+    Raises:
+        RunFailed: as `write_atomically`.
+    """
+
+    def write() -> None:
+        with path.open("xb") as file:
+            files.write_all(file, content)
+
+    changing_disk(path, write)
+
+
+def wait_for_disk(path: Path) -> None:
+    """Returns when a file, or the names in a folder, will outlast a power cut.
+
+    Raises:
+        RunFailed: as `write_atomically`.
+    """
+    changing_disk(path, lambda: files.fsync_folder(path) if path.is_dir() else files.fsync_file(path))
+
+
 def changing_disk(path: Path, action: Callable[[], object], then: str = "resume the run") -> None:
     """Run an action that changes `path`.
 

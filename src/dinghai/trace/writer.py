@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinghai.trace import schema
-from dinghai.trace.files import changing_disk, write_atomically
+from dinghai.trace.files import changing_disk, wait_for_disk, write_atomically, write_new
 
 ZSTD_LEVEL = 3  # level 9 gains 1 % on log-probs and takes twice the time, in the training loop
 
@@ -148,15 +148,21 @@ class TraceWriter:
         self._write(name, table, dictionary=schema.TOKEN_DICTIONARY, encoding=schema.TOKEN_ENCODING)
 
     def finish_step(self) -> None:
-        """Write the marker that makes the step complete (rank 0).
+        """Write the marker that makes the step complete (rank 0), when all else is on the disk.
+
+        Only here is the disk waited for: until then the files count for nothing.
 
         Raises:
             RunFailed: the disk is full or may not be written to.
         """
         step = self._open_step()
+        for name in step.files:
+            wait_for_disk(step.folder / name)
+        wait_for_disk(step.folder)
         if self.rank == 0:
             content = json.dumps(self._marker(step), indent=1, sort_keys=True) + "\n"
             write_atomically(step.folder / schema.MARKER, content.encode())
+            wait_for_disk(self.folder)
         self._step = None
 
     def _marker(self, step: _OpenStep) -> dict[str, Any]:
@@ -193,7 +199,7 @@ class TraceWriter:
             write_statistics=False,
         )
         data = content.getvalue().to_pybytes()
-        write_atomically(step.folder / name, data)
+        write_new(step.folder / name, data)
         step.files[name] = schema.file_facts(table.num_rows, data)
 
 

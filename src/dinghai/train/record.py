@@ -13,7 +13,7 @@ from torch import Tensor
 from dinghai.objective import PolicyLossOutput, Stats, ValueLossOutput, ValueStats
 from dinghai.objective.correction_stats import CorrectionStats
 from dinghai.objective.ratio import RatioLevel
-from dinghai.trace.writer import Samples, TraceWriter
+from dinghai.trace import BackgroundWriter, Samples
 from dinghai.train.batch import Batch
 from dinghai.train.collect import Collected
 
@@ -24,7 +24,7 @@ class StepRecord:
     ratio: the level of the ratio that the rule acts on
     """
 
-    def __init__(self, step: int, collected: Collected, trace: TraceWriter | None, ratio: RatioLevel) -> None:
+    def __init__(self, step: int, collected: Collected, trace: BackgroundWriter | None, ratio: RatioLevel) -> None:
         self.step, self.batch = step, collected.batch
         self.discarded_groups, self.rollout_seconds = collected.discarded_groups, collected.seconds
         self.left_early = False

@@ -99,7 +99,7 @@ def _run(folder: Path, beginning: Beginning, checkpoint: Checkpoint | None) -> N
             parts, next_prompt = _restore(folder, beginning, metrics_file, checkpoint)
             done = checkpoint.step
             print(f"resumed after step {done}")
-        with contextlib.closing(Sinks(settings, folder, done + 1)) as sinks:
+        with contextlib.closing(Sinks(settings, folder, done + 1)) as sinks, parts.trace or contextlib.nullcontext():
             for step in range(done + 1, settings.run.steps + 1):
                 metrics, next_prompt = _step(parts, step, next_prompt)
                 metrics_file.append(metrics)
@@ -155,6 +155,8 @@ def _step(parts: RunParts, step: int, next_prompt: int) -> tuple[dict[str, Any],
 def _save(
     folder: Path, parts: RunParts, beginning: Beginning, metrics_file: MetricsFile, step: int, next_prompt: int
 ) -> None:
+    if parts.trace is not None:
+        parts.trace.wait()  # a resumed run keeps the trace of the steps that its checkpoint has seen
     tensors: dict[str, dict[str, Tensor]] = {}
     optimizers: dict[str, Any] = {}
     for learner in parts.learners:

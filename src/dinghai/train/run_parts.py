@@ -13,7 +13,7 @@ from dinghai.policy.model import Policy
 from dinghai.rollout.engine import Engine
 from dinghai.tasks.base import Task
 from dinghai.tasks.rewards import Rewards
-from dinghai.trace.writer import TraceWriter
+from dinghai.trace import BackgroundWriter
 from dinghai.train.kl_penalty import KLPenalty
 from dinghai.train.learner import Learner
 
@@ -49,4 +49,4 @@ class RunParts:
     kl_penalty: KLPenalty
     critic: Critic | None
     learners: list[Learner]
-    trace: TraceWriter | None
+    trace: BackgroundWriter | None

@@ -24,7 +24,7 @@ from dinghai.rollout.local import LocalEngine
 from dinghai.tasks import build_task
 from dinghai.tasks.base import Task
 from dinghai.tasks.rewards import Rewards, load_rewards
-from dinghai.trace.writer import TraceWriter
+from dinghai.trace import BackgroundWriter, TraceWriter
 from dinghai.train.collect import encode_prompts
 from dinghai.train.kl_penalty import KLPenalty
 from dinghai.train.learner import Learner
@@ -80,13 +80,14 @@ class Beginning:
             learners.append(Learner.of("critic", critic.trainable(), settings.advantage.critic_lr, settings.update))
         trace = None
         if settings.trace.enabled:
-            trace = TraceWriter(
+            writer = TraceWriter(
                 folder / "trace",
                 settings.trace.tokens,
                 settings.run.seed,
                 regions={int(r): r.name.lower() for r in Region},
                 effects={int(e): e.name.lower() for e in Effect},
             )
+            trace = BackgroundWriter(writer)
         return RunParts(
             settings=settings,
             task=self.task,
