@@ -122,6 +122,14 @@ def test_rows_of_positions_are_few_and_leave_nothing_out(used: int) -> None:
     assert used <= (rows[-1][1] if rows else 0) < len(FINE_POSITION_EDGES)
 
 
+def test_rows_of_a_growing_run_are_made_of_those_that_it_had() -> None:
+    before: set[int] = set()
+    for used in range(33, len(FINE_POSITION_EDGES)):
+        ends = {end for _, end in position_rows(used)}
+        assert {end for end in ends if end < used - 1} <= before | set(range(33)) or not before
+        before = ends
+
+
 def test_the_bounds_of_the_band_set_the_width_and_the_dual_clip_does_not() -> None:
     grpo = facts(
         (math.log(0.8), "forgotten", "inside"),
