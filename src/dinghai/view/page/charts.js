@@ -3,7 +3,7 @@ import { el, svgEl } from "./dom.js";
 import { crosshair, chartBox } from "./figure.js";
 import { formatNumber, formatShare, isNumber, words } from "./format.js";
 
-export const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
+const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
 
 // A chart: { title, note, share, series: [{ name, points }] } or, for bars, { …, labels, series: [{ name, values }] }.
 // A point is [x, y]; or [x, mean, low, high] where it stands for `every` steps, the first of which is x.
@@ -19,7 +19,7 @@ export function niceTicks(low, high, count) {
   return ticks;
 }
 
-export function frame(width, height, xDomain, yDomain, format) {
+function frame(width, height, xDomain, yDomain, format) {
   const svg = svgEl("svg", { viewBox: `0 0 ${width} ${height}`, height });
   const [x0, x1] = xDomain, [y0, y1] = yDomain;
   const plotWidth = width - MARGIN.left - MARGIN.right, plotHeight = height - MARGIN.top - MARGIN.bottom;
@@ -37,7 +37,7 @@ function tickText(chart) {
   return value => (chart.share ? `${Number((value * 100).toPrecision(5))}%` : formatNumber(value));
 }
 
-export function stepAxis(plot, xDomain) {
+function stepAxis(plot, xDomain) {
   plot.svg.append(svgEl("text", { x: MARGIN.left - 7, y: plot.height - 5, "text-anchor": "end" }, "step"));
   const ticks = xDomain[0] === xDomain[1] ? [xDomain[0]] : niceTicks(xDomain[0], xDomain[1], 5).filter(Number.isInteger);
   for (const tick of ticks) {
@@ -45,14 +45,14 @@ export function stepAxis(plot, xDomain) {
   }
 }
 
-export function extent(values) {
+function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) if (isNumber(value)) { low = Math.min(low, value); high = Math.max(high, value); }
   return low > high ? [0, 1] : [low, high];
 }
 
 // The y range of a line chart: from zero where zero is near, so that small wobbles do not look like changes.
-export function lineRange(chart) {
+function lineRange(chart) {
   let [low, high] = extent(chart.series.flatMap(one => one.points.flatMap(point => point.slice(1))));
   if (low > 0 && low < 0.7 * high) low = 0;
   if (chart.share && low > 0 && high <= 1 && high - low > 0.25) low = 0;
@@ -63,12 +63,12 @@ export function lineRange(chart) {
 }
 
 // Colour and dashes of a line.
-export function lineClass(one, index) {
+function lineClass(one, index) {
   return one.run === undefined ? `k${index % 6} dash${index % 3}` : `k${one.run % 6} dash${(one.dash || 0) % 3}`;
 }
 
 // At most `most` points; each stands for neighbours by their mean, lowest and highest, so that no spike is lost.
-export function thinned(points, most) {
+function thinned(points, most) {
   const finite = points.filter(point => isNumber(point[1]));
   if (finite.length <= most) return finite;
   const every = Math.ceil(finite.length / most), out = [];
@@ -83,7 +83,7 @@ export function thinned(points, most) {
 const lowOf = point => (point.length > 2 ? point[2] : point[1]), highOf = point => (point.length > 2 ? point[3] : point[1]);
 
 // How many points the running mean of a curve takes: 0 for a curve that is smooth, or too short to have a trend.
-export function smoothingOf(points) {
+function smoothingOf(points) {
   const values = points.map(point => point[1]).filter(isNumber);
   if (values.length < 24) return 0;
   const [low, high] = extent(values);
@@ -95,7 +95,7 @@ export function smoothingOf(points) {
 }
 
 // The mean over `window` neighbouring points, fewer at both ends.
-export function runningMean(points, window) {
+function runningMean(points, window) {
   const half = (window - 1) / 2;
   return points.map(([x], i) => {
     const some = points.slice(Math.max(0, i - half), i + half + 1);
@@ -226,7 +226,7 @@ function placesOf(chart) {
 }
 
 // A line at the nearest step and the values there.
-export function hover(card, plot, chart, format, classOf) {
+function hover(card, plot, chart, format, classOf) {
   const lookups = chart.series.map(one => new Map(one.points.map(point => [point[0], point])));
   const every = Math.max(1, ...chart.series.map(one => one.every || 1));
   crosshair(card, plot, placesOf(chart), step => {
@@ -278,8 +278,4 @@ function smoothingRemark(chart) {
 export function chartFigure(chart, draw, classOf = (index, name, one) => lineClass(one, index)) {
   const card = chartBox(chartSpec(chart, draw, classOf));
   return { node: card.node, update: next => card.update(chartSpec(next, draw, classOf)) };
-}
-
-export function chartCard(chart, draw, classOf) {
-  return chartFigure(chart, draw, classOf).node;
 }

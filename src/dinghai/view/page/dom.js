@@ -37,20 +37,3 @@ export function keyed(classes, text) {
   const swatch = el("i");
   return el("span", classes, swatch, text);
 }
-
-// A labelled drop-down; `onChange` gets the chosen value, a number.
-export function picker(label, onChange) {
-  const select = el("select");
-  select.addEventListener("change", () => onChange(Number(select.value)));
-  return {
-    node: el("label", "", label, select),
-    fill(options, chosen) {
-      select.replaceChildren(...options.map(([value, text]) => {
-        const option = el("option", "", text);
-        option.value = value;
-        return option;
-      }));
-      select.value = chosen;
-    },
-  };
-}

@@ -30,7 +30,7 @@ function saveFigure(figure) {
 }
 
 // The figure with title, note and key above it, in light colours whatever the page's theme is.
-export function standalone(figure) {
+function standalone(figure) {
   const svg = figure.svg;
   return inLight(() => {
     const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);

@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 // Sections in order, each with an entry in the bar that stays at the top. part(id, name) -> the element to fill, which is
 // made where the page has none with that id.
 export function sections(main, bar) {
-  const entries = new Map();
+  const entries = new Map(), still = matchMedia("(prefers-reduced-motion: reduce)");
   const watcher = new IntersectionObserver(seen => {
     for (const one of seen) entries.get(one.target).here = one.isIntersecting;
     const first = [...entries.values()].find(entry => entry.here);
@@ -17,7 +17,7 @@ export function sections(main, bar) {
     if (!host.isConnected) main.append(host);
     const button = el("button", "", name);
     button.type = "button";
-    button.addEventListener("click", () => host.scrollIntoView());
+    button.addEventListener("click", () => host.scrollIntoView({ behavior: still.matches ? "auto" : "smooth" }));
     bar.append(button);
     entries.set(host, { button, here: false });
     watcher.observe(host);
