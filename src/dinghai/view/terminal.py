@@ -30,6 +30,11 @@ _INVISIBLE = {
     *range(0xE0000, 0xE1000),  # tags and more variation selectors
 }
 
+# Spaces that look like a space and are another token: no-break, en, thin and the like. (The ideographic one is wider.)
+_OTHER_SPACES = {0x00A0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F}
+
+_ESCAPED = _INVISIBLE | _OTHER_SPACES
+
 # Control, format (bidi overrides, zero-width), surrogate, private use, unassigned, line and paragraph separators.
 _ACTING_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -56,7 +61,7 @@ def _visible(character: str) -> str:
     code = ord(character)
     if character == "\t":
         return "\\t"
-    if unicodedata.category(character) not in _ACTING_CATEGORIES and code not in _INVISIBLE:
+    if unicodedata.category(character) not in _ACTING_CATEGORIES and code not in _ESCAPED:
         return character
     if code <= 0xFF:
         return f"\\x{code:02x}"
