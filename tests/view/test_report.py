@@ -302,7 +302,8 @@ def test_a_run_killed_in_the_middle_of_a_line_and_a_step(tmp_path: Path) -> None
     assert "the last line of metrics.jsonl was not written to its end" in page
     assert "trace of step 5 is not shown: it was not finished" in page
     assert "over 4 of 5 planned steps" in page
-    assert steps_shown(read_data(page)) == [1, 2, 3, 4]
+    shown = steps_shown(read_data(page))  # the first, the middle, the last and the telling one of those that are whole
+    assert {1, 4} <= set(shown) <= {1, 2, 3, 4}
 
 
 def test_damage_in_the_trace_is_told_and_the_rest_shown(tmp_path: Path) -> None:
