@@ -80,7 +80,8 @@ export async function mountClip(host, source, run) {
 
   async function refresh() {
     [facts, traced] = await Promise.all([source.overview(run), source.traced(run)]);
-    host.hidden = traced.steps.length === 0;
+    // A report may hold the census of the run and no single step; a run that is live has had none yet.
+    host.hidden = source.live && traced.steps.length === 0;
     pick.fill(traced.steps);
     if (!host.hidden) await load();
   }
@@ -175,7 +176,7 @@ function tokenCard() {
   const lead = el("p", "note"), place = el("div", "clipscroll tall");
   place.tabIndex = 0;
   place.setAttribute("role", "region");
-  place.setAttribute("aria-label", "tokens of the vocabulary that lost most gradient");
+  place.setAttribute("aria-label", "what lost most gradient");
   return {
     node: el("section", "card", el("h3", "", "By token"), lead, place),
     show(census) {

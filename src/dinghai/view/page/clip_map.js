@@ -314,14 +314,13 @@ function explore(card, svg, plan, census, regions) {
     for (const [name, value] of Object.entries({ x: left - 1, y: top - 1, width: right - left + 2, height: bottom - top + 2, visibility: "visible" })) {
       outline.setAttribute(name, value);
     }
-    const picture = svg.getBoundingClientRect(), box = card.node.getBoundingClientRect(), scale = picture.width / plan.axis.width;
-    card.tip.show(picture.left - box.left + right * scale, picture.top - box.top + bottom * scale + 6, ...cellTip(plan, regions, census, ix, row, found));
+    const corner = new DOMPoint(right, bottom).matrixTransform(svg.getScreenCTM()), box = card.node.getBoundingClientRect();
+    card.tip.show(corner.x - box.left, corner.y - box.top + 6, ...cellTip(plan, regions, census, ix, row, found));
     card.place = { ix, row };
   };
   const hide = () => { outline.setAttribute("visibility", "hidden"); card.tip.hide(); };
   const point = event => {
-    const box = svg.getBoundingClientRect(), scale = plan.axis.width / box.width;
-    const x = (event.clientX - box.left) * scale, row = rowAt((event.clientY - box.top) * scale);
+    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()), row = rowAt(y);
     if (row === null || x < plan.axis.left || x > plan.axis.right) hide(); else show(plan.axis.bin(x), row);
   };
   svg.addEventListener("pointermove", point);
