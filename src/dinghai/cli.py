@@ -34,7 +34,9 @@ _COMMANDS = ("train", "resume", "report", "watch", "explain", "rules")
 _OWN_OPTIONS = {
     "train": {"--reward", "--recipe", "--rule-file", "--help"},
     "rules": {"--markdown", "--rule-file", "--help"},
-    "explain": {"--ratio", "--advantage", "--rule", "--rule-file", "--lang", "--open", "--page", "--help"},
+    "explain": {
+        *("--ratio", "--advantage", "--probability", "--rule", "--rule-file", "--lang", "--open", "--page", "--help")
+    },
 }
 _RULE_FILE_HELP = "a file that registers rules of your own, which is then run"
 _REWARD_HELP = "`task`, or FILE.py:FUNCTION, which is then run; several are added (replaces the default, `task`)"
@@ -141,6 +143,7 @@ def _explain(options: argparse.Namespace, overrides: list[str]) -> None:
         advantage=options.advantage,
         rule=options.rule,
         given=_rule_parameters(overrides),
+        probability=options.probability,
         language=options.lang,
         page=Path(options.page) if options.page else None,
         open_browser=options.open,
@@ -309,13 +312,16 @@ def _add_watch(commands: Any) -> None:
 def _add_explain(commands: Any) -> None:
     explain = commands.add_parser(
         "explain",
-        usage="dinghai explain [--ratio R] [--advantage A] [--rule NAME [--PARAMETER VALUE ...]] [--lang en|zh] "
-        "[--open] [--page FILE]",
+        usage="dinghai explain [--ratio R] [--advantage A] [--probability P] [--rule NAME [--PARAMETER VALUE ...]] "
+        "[--lang en|zh] [--open] [--page FILE]",
         help="what the clip does to a token: in numbers, or as a page",
         description="With --ratio it answers here, for one sign of the advantage or both; with --open in the browser.",
     )
     explain.add_argument("--ratio", metavar="R", type=float, help="importance ratio new/old of the token, above 0")
     explain.add_argument("--advantage", metavar="A", type=float, help="advantage; without it, both 1 and -1")
+    explain.add_argument(
+        "--probability", metavar="P", type=float, help="π_old of the token, for rules that look at it (default: 0.05)"
+    )
     explain.add_argument("--rule", metavar="NAME", default="ppo", help="a rule of `dinghai rules` (default: ppo)")
     explain.add_argument("--rule-file", metavar="FILE.py", action="append", default=[], help=_RULE_FILE_HELP)
     explain.add_argument("--lang", choices=["en", "zh"], help="English or 中文; by default that of the system")

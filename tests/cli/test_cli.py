@@ -309,6 +309,9 @@ def test_the_commands_and_options_are_these_and_no_others(capsys):
         "resume": ["--help", "--reward", "--rule-file"],
         "report": ["--figures", "--help"],
         "watch": ["--help", "--host", "--open", "--port", "--token"],
-        "explain": ["--advantage", "--help", "--lang", "--open", "--page", "--ratio", "--rule", "--rule-file"],
+        "explain": [
+            *("--advantage", "--help", "--lang", "--open", "--page", "--probability", "--ratio", "--rule"),
+            "--rule-file",
+        ],
         "rules": ["--help", "--markdown", "--rule-file"],
     }
