@@ -4,6 +4,7 @@ import { formatNumber } from "./format.js";
 
 const STRIP_FROM = 100;  // tokens; fewer are seen at a glance
 const STRIP_COLUMNS = 300;  // at most; a card is hardly wider in pixels
+const OF_TEXT = /^t | (chosen|more|nothing|moved)\b/g;  // classes that are of no use in the strip
 
 // `view`: { look(card, place), weigh(card, place), select(card, place), hover(card, place), leave() }
 export function makeCard(sample, view) {
@@ -101,7 +102,7 @@ export function paintCard(card, view) {
     node.className = look;
     card.looks[place] = look;
   });
-  if (card.strip) card.strip.draw(place => card.looks[place], place => view.weigh(card, place));
+  if (card.strip) card.strip.draw(place => card.looks[place].replace(OF_TEXT, ""), place => view.weigh(card, place));
 }
 
 export function fillHead(card, facts) {

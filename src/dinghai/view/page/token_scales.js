@@ -80,5 +80,5 @@ function largest(group, colouring) {
   sizes.sort((a, b) => a - b);
   const size = sizes[Math.min(sizes.length - 1, Math.floor(MOST * sizes.length))];
   const power = 10 ** Math.floor(Math.log10(size));
-  return [1, 2, 5, 10].find(factor => factor * power >= size * (1 - 1e-9)) * power;
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find(factor => factor * power >= size * (1 - 1e-9)) * power;
 }

@@ -107,9 +107,9 @@ export function mountTokens(host, source, run) {
     if (card && wanted.token < card.nodes.length) { choose(card, wanted.token); reveal(card, wanted.token); }
   }
 
-  // The update in which the prompt lost most gradient: where the rule is to be seen.
+  // The update in which the prompt lost most gradient: where the rule is to be seen. Where none did, the last one.
   function busiestUpdate() {
-    return info.updates.reduce((best, one) => (lost.get(one) > lost.get(best) ? one : best));
+    return info.updates.reduce((best, one) => (lost.get(one) >= lost.get(best) ? one : best));
   }
 
   // --- all tokens ---------------------------------------------------------------------------------------------------
