@@ -47,7 +47,10 @@ def small(tmp_path: Path) -> Path:
 
 
 def card(page: Any, title: str) -> Any:
-    return page.locator(".card", has=page.get_by_role("heading", name=re.compile(f"^{re.escape(title)}")))
+    """The figure with this title, once it is drawn."""
+    one = page.locator(".card", has=page.get_by_role("heading", name=re.compile(f"^{re.escape(title)}")))
+    one.locator("svg").wait_for()
+    return one
 
 
 def save(page: Any, title: str) -> ElementTree.Element:

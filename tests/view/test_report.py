@@ -247,13 +247,14 @@ def test_long_curves_are_thinned_and_lose_no_spike(tmp_path: Path) -> None:
     data = read_data(make_page(folder))
     entropy = next(chart for chart in data["overview"]["curves"] if chart["title"] == "Entropy")["series"][0]
     points = entropy["points"]
-    assert entropy["every"] == 25
+    assert (entropy["every"], entropy["last"]) == (25, 0.5)
     assert len(points) == 401
     assert points[0] == [1, 0.5, 0.5, 0.5]
     assert points[-1] == [9_976, 0.5, 0.5, 0.5]
     assert [4_322, "NaN"] in points
     assert [7_001, 0.5 + 9 / 25, 0.5, 9.5] in points
     reward = next(chart for chart in data["overview"]["curves"] if chart["title"] == "Reward")["series"][0]
+    assert reward["last"] == 1.0
     assert reward["points"][0] == [1, 0.0013, 0.0001, 0.0025]
 
 

@@ -83,6 +83,11 @@ class Excerpt:
         if self._heads:
             self.chosen = _chosen(list(self._heads), recorded, removed)
 
+    @property
+    def steps(self) -> list[int]:
+        """The chosen steps, those that could be read."""
+        return list(self._heads)
+
     def take(self, extent: Extent) -> Json:
         """The excerpt as the page reads it: `traced`, `censuses` by "", "STEP" and "STEP/UPDATE", `heads` by "STEP",
         `groups` by "STEP/GROUP"."""

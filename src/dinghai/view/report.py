@@ -47,10 +47,10 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
     notes = list(seen["notes"])
     if token_text is None:
         token_text = load_token_text(run_folder / "model" / "tokenizer.json")
-    if token_text is None:
-        notes.append("the run has no readable model/tokenizer.json, so tokens are shown by their ids")
     excerpt = Excerpt(run_folder, token_text, removed_by_step(metrics), seen["rule"])
     notes += excerpt.notes
+    if token_text is None and excerpt.steps:
+        notes.append("the run has no readable model/tokenizer.json, so tokens are shown by their ids")
     for extent in EXTENTS:
         page = render(seen, excerpt.take(extent), notes)
         if len(page) <= BYTES_AT_MOST:

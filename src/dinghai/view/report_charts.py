@@ -183,10 +183,11 @@ def _rows_by_update(metrics: Metrics) -> dict[int, list[Row]]:
 
 
 def _series(name: str, rows: Sequence[Row], key: str, spread: bool = True) -> dict[str, Any]:
-    """A curve. `every` is how many steps a point stands for, where that is more than one."""
-    found = points(rows, key, spread)
-    every = _thinning(sum(_is_number(row.get(key)) for row in rows))
-    return {"name": name, "points": found, **({"every": every} if every > 1 else {})}
+    """A curve. Where a point stands for several steps, `every` says for how many, and `last` what the last step had."""
+    values = [row[key] for row in rows if _is_number(row.get(key))]
+    every = _thinning(len(values))
+    thinned = {"every": every, "last": _number(values[-1])} if every > 1 else {}
+    return {"name": name, "points": points(rows, key, spread), **thinned}
 
 
 def points(rows: Sequence[Row], key: str, spread: bool = True) -> list[list[Any]]:

@@ -6,7 +6,8 @@ import { formatNumber, formatShare, isNumber, words } from "./format.js";
 const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
 
 // A chart: { title, note, share, series: [{ name, points }] } or, for bars, { …, labels, series: [{ name, values }] }.
-// A point is [x, y]; or [x, mean, low, high] where it stands for `every` steps, the first of which is x.
+// A point is [x, y]; or [x, mean, low, high] where it stands for `every` steps, the first of which is x; `last` is then what
+// the last of all steps had.
 // Series of several runs carry `run`, the number of their run, which gives them their colour; then dashes tell apart what
 // is of one run. A value that is not finite is its name as a string, and is marked ×.
 
@@ -251,7 +252,7 @@ const nameOf = one => one.label || words(one.name);
 // What chartBox needs to know of a chart.
 function chartSpec(chart, draw, classOf) {
   const format = chart.share ? formatShare : formatNumber, isLines = draw === drawLines;
-  const last = one => (isLines && one.points.length ? format(one.points[one.points.length - 1][1]) : "");
+  const last = one => (isLines && one.points.length ? format(one.last === undefined ? one.points[one.points.length - 1][1] : one.last) : "");
   const keys = chart.series.map((one, index) => {
     const classes = classOf(index, one.name, one);
     return isLines ? { classes: `line ${classes}`, text: `${nameOf(one)} ${last(one)}` } : { classes, text: nameOf(one) };
