@@ -103,8 +103,9 @@ class Excerpt:
         return {"traced": self._traced(), "censuses": wanted, "heads": heads, "groups": groups}
 
     def nothing(self) -> Json:
-        """As `take`, for a page that is to hold no completion."""
-        return {"traced": {"steps": [], "notes": []}, "censuses": self._censuses, "heads": {}, "groups": {}}
+        """As `take`, for a page that is to hold no completion: the census of the run alone."""
+        whole = {key: one for key, one in self._censuses.items() if key == ""}
+        return {"traced": {"steps": [], "notes": []}, "censuses": whole, "heads": {}, "groups": {}}
 
     def _recorded(self, run_folder: Path) -> list[int]:
         """The steps that can be read; what is to say about the others goes to the notes."""
