@@ -12,59 +12,28 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served import Served
 from traversals import SECRET, absolute, up_to
 
 from dinghai.errors import InputError
 from dinghai.view.server import watch
-from dinghai.view.server.app import Live
 from dinghai.view.server.guard import door
 from dinghai.view.server.runs import Runs
-from dinghai.view.server.watch import PORT, Server, opening_lines, take_port
+from dinghai.view.server.watch import PORT, opening_lines, take_port
 
 TOKEN = "a-token-of-some-length"
-
-
-class Served:
-    """A server in a thread of this process."""
-
-    def __init__(self, run: Path, token: str | None = None) -> None:
-        listening = take_port("127.0.0.1", 0)
-        self.port = int(listening.getsockname()[1])
-        self._server = Server(Live(Runs([run]), door("127.0.0.1", token).on_port(self.port)))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]})
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-
-    def send(self, request: bytes, wait: float = 10.0) -> bytes:
-        """Send raw bytes and read until the server closes the connection, or has been silent for a while."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as connection:
-            answer = b""
-            try:
-                connection.sendall(request)
-                while more := connection.recv(65_536):
-                    answer += more
-            except (TimeoutError, ConnectionError):
-                pass  # a server that has answered does not read the rest of what was sent, which resets the connection
-            return answer
-
-    def stop(self) -> None:
-        self._server.handle_exit(signal.SIGTERM, None)
-        self._thread.join(10)
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture(scope="module")
 def server(run_folder: Path) -> Iterator[Served]:
     (run_folder.parent / "secret.txt").write_text(SECRET)
-    served = Served(run_folder)
+    served = Served([run_folder])
     yield served
     served.stop()
 
@@ -208,7 +177,7 @@ def test_a_client_that_never_ends_its_request_holds_up_nobody(server: Served) ->
 
 
 def test_the_token_lets_in_on_the_wire_and_is_in_no_answer(run_folder: Path) -> None:
-    served = Served(run_folder, TOKEN)
+    served = Served([run_folder], token=TOKEN)
     try:
 
         def ask(target: str, *headers: str) -> bytes:

@@ -8,11 +8,10 @@ const OWN = new Set(["run.name", "run.folder"]);  // settings in which runs alwa
 
 // chosen() -> [{ id, name, slot }], the runs that are compared; `slot` is the place of the run's colour.
 export function mountCompare(host, source, chosen) {
-  const keys = el("div", "keys runkeys"), facts = el("div", "scroll"), charts = el("div", "charts"), settings = el("div", "scroll");
+  const facts = el("div", "scroll"), charts = el("div", "charts"), settings = el("div", "scroll");
   const differ = el("h3", "", "Settings that differ"), same = el("p", "lead");
   const problem = el("p", "notes");
-  host.replaceChildren(...heading("Runs compared", "One colour for each run; where a chart has several curves of a run, dashes tell them apart."),
-    keys, problem, facts, charts, differ, same, settings);
+  host.replaceChildren(...heading("Runs compared", "Each run has the colour of its box at the top of the page, where runs are chosen."), problem, facts, charts, differ, same, settings);
   const cards = new Map();
 
   async function refresh() {
@@ -23,7 +22,6 @@ export function mountCompare(host, source, chosen) {
     const known = answers.filter(one => one.data), failed = answers.filter(one => one.error);
     problem.textContent = failed.map(one => `${one.run.name}: ${one.error.message}`).join(" ");
     problem.hidden = failed.length === 0;
-    keys.replaceChildren(...runs.map(run => keyed(`line k${run.slot % 6}`, run.name)));
     facts.replaceChildren(table(known, factRows(known)));
     show(overlaid(known));
     const rows = settingRows(known);
@@ -33,13 +31,13 @@ export function mountCompare(host, source, chosen) {
   }
 
   function show(wanted) {
-    for (const [title, card] of cards) {
-      if (!wanted.some(chart => chart.title === title)) { card.node.remove(); cards.delete(title); }
+    for (const [key, card] of cards) {
+      if (!wanted.some(chart => chart.key === key)) { card.node.remove(); cards.delete(key); }
     }
     wanted.forEach((chart, place) => {
-      if (cards.has(chart.title)) { cards.get(chart.title).update(chart); return; }
+      if (cards.has(chart.key)) { cards.get(chart.key).update(chart); return; }
       const card = chartFigure(chart, drawLines);
-      cards.set(chart.title, card);
+      cards.set(chart.key, card);
       charts.insertBefore(card.node, charts.children[place] || null);
     });
   }
@@ -47,18 +45,27 @@ export function mountCompare(host, source, chosen) {
   return refresh().then(() => ({ refresh }));
 }
 
-// The charts that any of the runs has, in their order, with the curves of all.
+// A chart for each curve that any of the runs has, in their order: of several runs, more than one curve is too many.
 export function overlaid(known) {
   const charts = new Map();
   for (const { run, data } of known) {
-    for (const chart of [...data.curves, ...removedInAll(data)]) {
-      if (!charts.has(chart.title)) charts.set(chart.title, { title: chart.title, note: chart.note, share: chart.share, series: [] });
-      const several = chart.series.length > 1;
-      chart.series.forEach((one, dash) => charts.get(chart.title).series.push(
-        { ...one, run: run.slot, dash, label: several ? `${run.name}: ${one.name}` : run.name }));
+    const place = data.curves.findIndex(chart => chart.title.startsWith("Stopped")) + 1;
+    for (const chart of [...data.curves.slice(0, place), ...removedInAll(data), ...data.curves.slice(place)]) {
+      for (const one of chart.series) {
+        const title = titleOf(chart, one), key = `${title}: ${chart.note}`;  // estimates of other kinds have other notes
+        if (!charts.has(key)) charts.set(key, { key, title, note: chart.note, share: chart.share, series: [] });
+        charts.get(key).series.push({ ...one, run: run.slot, label: run.name });
+      }
     }
   }
   return [...charts.values()];
+}
+
+// "Stopped" of "Stopped, and outside the band"; "Time: rollout" of "Time".
+function titleOf(chart, one) {
+  if (chart.series.length === 1) return chart.title;
+  const isNamed = chart.title.toLowerCase().includes(one.name.toLowerCase());
+  return isNamed ? one.name[0].toUpperCase() + one.name.slice(1) : `${chart.title}: ${one.name}`;
 }
 
 // The regions' shares of the gradient removed, added up to one curve.

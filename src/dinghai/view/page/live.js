@@ -16,11 +16,12 @@ const QUIET = 30;  // s without a sign of life, after which it is said
 
 const source = liveSource(), byId = id => document.getElementById(id);
 const part = sections(byId("main"), byId("bar"));
-// heads: the runs as the server told them at the time `heard`; picked: whose views are shown; chips: id -> its entry
-const page = { heads: [], heard: 0, picked: null, chips: new Map() };
+// heads: the runs as the server told them at the time `heard`; picked: whose views are shown; chips: id -> its entry;
+// goal: the section that the reader asked for while others are still being made
+const page = { heads: [], heard: 0, picked: null, chips: new Map(), goal: null };
 const headOf = id => page.heads.find(head => head.id === id);
 
-// --- the views: made when they come near, and refreshed while they are ---
+// --- the views: made one after another, and refreshed while they are near ---
 
 // age(): changes when the view has become old.
 function view(id, name, mount, age) {
@@ -34,10 +35,11 @@ function view(id, name, mount, age) {
 }
 
 const version = () => headOf(page.picked).version, trace = () => headOf(page.picked).trace;
+const summary = view("summary", "Summary", mountVerdict, version);
+const compared = view("compare", "Runs compared", host => mountCompare(host, source, comparedRuns), () =>
+  comparedRuns().map(run => `${run.id}/${run.slot}/${headOf(run.id).version}`).join(" "));
 const views = [
-  view("summary", "Summary", mountVerdict, version),
-  view("compare", "Runs compared", host => mountCompare(host, source, comparedRuns), () =>
-    comparedRuns().map(run => `${run.id}/${run.slot}/${headOf(run.id).version}`).join(" ")),
+  summary, compared,
   view("curves", "Curves", mountCurves, version),
   view("regions", "What the rule did", mountRegions, version),
   view("clip", "Where the rule acts", mountClip, trace),
@@ -46,10 +48,12 @@ const views = [
 ];
 
 async function bringUpToDate(one) {
-  const run = page.picked, isNear = one.near || one.host.hidden;  // what is hidden is never near, and may have to show
-  if (run === null || !isNear || one.busy) return;
-  const age = one.age(), isOther = one.run !== run;
-  if (!isOther && one.shown === age) return;
+  const run = page.picked;
+  // What is hidden is never near, and may have to show. What is further down is made once all above it is.
+  const isWanted = one.near || one.host.hidden || (one.run !== run && views.slice(0, views.indexOf(one)).every(above => above.run === run));
+  if (run === null || !isWanted || one.busy) return;
+  const age = one.age(), isOther = one.run !== run && !(one === compared && one.made);  // that one is of all runs
+  if (!isOther && one.shown === age) { one.run = run; return; }
   if (!isOther && Date.now() < one.rests) {
     clearTimeout(one.timer);
     one.timer = setTimeout(() => bringUpToDate(one), one.rests - Date.now());
@@ -68,10 +72,18 @@ async function bringUpToDate(one) {
   one.run = run;
   one.busy = false;
   one.rests = Date.now() + Math.max(LEAST_PAUSE, PAUSE_FACTOR * (Date.now() - begun));
-  one.host.classList.add("made");
+  one.host.classList.add("drawn");
   one.entry.hidden = one.host.hidden;
-  bringUpToDate(one);
+  if (page.goal) page.goal.scrollIntoView({ behavior: "instant" });
+  views.forEach(bringUpToDate);
 }
+
+// Where the reader wants to be: kept in sight while views above it are made, until the reader goes elsewhere.
+byId("bar").addEventListener("click", event => {
+  const one = views.find(view => view.entry === event.target);
+  page.goal = one && views.some(view => view.run !== page.picked) ? one.host : null;
+});
+for (const kind of ["wheel", "touchmove", "keydown"]) addEventListener(kind, () => { page.goal = null; }, { passive: true });
 
 // --- the runs ---
 
@@ -89,7 +101,7 @@ function heard(heads, notes) {
   byId("runs").append(...heads.map(head => page.chips.get(head.id).node).filter((node, place) => byId("runs").children[place + 1] !== node));
   byId("runs").hidden = heads.length < 2;
   if (isFirst) heads.slice(0, heads.length > COMPARED_AT_MOST ? CHECKED_AT_FIRST : COMPARED_AT_MOST).forEach(head => check(page.chips.get(head.id), true));
-  if (!headOf(page.picked) && heads.length) pick(heads[0].id);
+  if (!headOf(page.picked) && heads.length) pick((heads.find(head => head.name === address().get("run")) || heads[0]).id);
   showStates();
   views.forEach(bringUpToDate);
 }
@@ -101,8 +113,8 @@ function chip(head) {
   name.type = "button";
   name.title = "Show this run";
   const one = { id: head.id, box, name, state, slot: null, node: el("span", "run", box, name, state) };
-  box.addEventListener("change", () => { check(one, box.checked); views.forEach(bringUpToDate); });
-  name.addEventListener("click", () => { pick(head.id); views.forEach(bringUpToDate); });
+  box.addEventListener("change", () => { check(one, box.checked); compared.rests = 0; views.forEach(bringUpToDate); });
+  name.addEventListener("click", () => { pick(head.id); writeAddress(head.name); views.forEach(bringUpToDate); });
   return one;
 }
 
@@ -130,6 +142,15 @@ function pick(id) {
     one.name.setAttribute("aria-pressed", String(one.id === id));
   }
   showStates();
+}
+
+// The run in the address, by its name: numbers are the server's and end with it. The rest of it is the tokens' view's.
+const address = () => new URLSearchParams(location.hash.slice(1));
+
+function writeAddress(name) {
+  const asked = address();
+  asked.set("run", name);
+  history.replaceState(history.state, "", `#${asked}`);
 }
 
 // --- how far they are ---
@@ -175,8 +196,9 @@ function duration(seconds) {
 
 // --- beginning ---
 
+if (address().has("token")) page.goal = byId("tokens");
 const THEME = "dinghai-theme";
-byId("bar").after(themeButton({
+byId("link").after(themeButton({
   read() { try { return localStorage.getItem(THEME); } catch { return null; } },
   write(theme) { try { localStorage.setItem(THEME, theme); } catch { /* storage is switched off: it holds for this page */ } },
 }));
