@@ -8,7 +8,7 @@ const LEVELS = 6;  // of density
 const WEIGHT_SHOWN = 4;  // of w/|A|, where it goes much farther
 const SHORTEST_NAME = 34;  // pixels that a region's name needs at least
 
-// What the map says of each region, from its cells. `gradient`: of all tokens, as without the rule.
+// What the map says of each region, added up over its cells.
 export function regionTotals(census, regions) {
   const totals = new Map(regions.map(one => [one.name, { name: one.name, meaning: one.meaning, tokens: 0, stopped: 0, removed: 0 }]));
   for (const [, , region, tokens, stopped, removed] of census.map.cells) {
@@ -49,7 +49,7 @@ export function drawMap(card, data, width) {
   const areas = shownAreas(census, rule, regions).filter(area => area.from < axis.high && area.to > axis.low);
   const boxes = cellBoxes(census, regions, plan, areas);
   drawGround(svg, plan, areas);
-  drawCells(svg, boxes, regions);
+  drawCells(svg, boxes);
   drawAreaNames(svg, plan, areas, census, regions);
   drawBounds(svg, plan, bounds);
   drawAdvantageAxis(svg, plan);
@@ -164,7 +164,7 @@ function stack(loose, besideOthers, ys, middle, plan) {
 const densityLevel = (tokens, most) => Math.min(LEVELS - 1, Math.floor((Math.log(tokens) / Math.log(most + 1)) * LEVELS));
 
 // One path for each region, density and fate: some twenty elements instead of thousands.
-function drawCells(svg, boxes, regions) {
+function drawCells(svg, boxes) {
   const most = Math.max(1, ...boxes.map(box => box.tokens));
   const paths = new Map(), hatched = [];
   for (const box of boxes) {
