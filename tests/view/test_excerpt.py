@@ -42,7 +42,9 @@ def test_it_says_how_the_steps_were_chosen(run: Path) -> None:
     assert excerpt.steps == [1, 2, 4, 7]
     note = excerpt.take(EXTENTS[0])["traced"]["notes"][0]
     assert "4 of the 7 recorded steps" in note
-    assert "step 2, where the rule removed most gradient" in note
+    assert "the last, and step 2, where the rule removed most gradient." in note
+    first = Excerpt(run, None, {1: 0.4}).take(EXTENTS[0])["traced"]["notes"][0]
+    assert "the last; in step 1 the rule removed most gradient." in first
 
 
 def test_each_extent_holds_less_than_the_one_before(run: Path) -> None:

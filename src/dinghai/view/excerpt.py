@@ -164,7 +164,11 @@ def _chosen(shown: Sequence[int], recorded: Sequence[int], removed: dict[int, fl
     if len(shown) == len(recorded):
         return ""
     lost_most = max(shown, key=lambda step: removed.get(step, 0.0))
-    most = f", and step {lost_most}, where the rule removed most gradient" if removed.get(lost_most, 0.0) > 0 else ""
+    most = ""
+    if removed.get(lost_most, 0.0) > 0:
+        of_them = lost_most in telling_steps(recorded, {})
+        most = f"; in step {lost_most}" if of_them else f", and step {lost_most}, where"
+        most += " the rule removed most gradient"
     return (
         f"This page holds {len(shown)} of the {len(recorded):,} recorded steps: the first, the middle and the last"
         f"{most}. `dinghai watch` shows all of them."
