@@ -5,16 +5,21 @@ PYTHON ?= python3
 UV     := .uv/bin/uv
 RUN    := $(UV) run --no-sync
 
-.PHONY: train test check lint types docs prove parity env env-test clean
+.PHONY: train test browser check lint types docs prove parity env env-test clean
 
 train: env
 	$(RUN) dinghai train
 
-test: env-test
+test: env-test browser
 	$(RUN) pytest
 
-check: env-test lint types
-	$(RUN) pytest
+# The pages are tested in Chromium. Where there is none these tests are skipped, but in CI it is installed.
+browser:
+	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
+	fi
+
+check: env-test lint types test
 
 lint:
 	$(RUN) ruff check src tests benchmarks examples parity
@@ -23,9 +28,10 @@ lint:
 types:
 	$(RUN) mypy
 
-# The page of the rules, from their registry; a test holds the two together.
+# The page of the rules and the explainer, from the registry; tests hold them together.
 docs: env
 	$(RUN) dinghai rules --markdown > docs/rules.md
+	$(RUN) dinghai explain --page docs/explain.html
 
 # The long proofs; their results stand in BENCHMARKS.md.
 prove: env-test

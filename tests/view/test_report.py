@@ -1,6 +1,6 @@
 """The report is one inert file: hostile text cannot become markup, nothing is loaded, and what it shows is the record.
 
-`python tests/view/browser_check.py` looks at the same page in a headless browser, for those who have one.
+tests/browser looks at the same page in a real browser.
 """
 
 from __future__ import annotations
