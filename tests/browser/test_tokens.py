@@ -106,6 +106,13 @@ def show(tmp_path: Path, data: dict[str, Any], open_page: Any, monkeypatch: pyte
     return opened
 
 
+# Whether the second of two elements is within what is seen of the first.
+IN_SIGHT = """names => {
+  const [outer, inner] = names.map(name => document.querySelector(name).getBoundingClientRect());
+  return inner.top >= outer.top && inner.bottom <= outer.bottom + 1;
+}"""
+
+
 def at(column: Any, place: int) -> Any:
     return column[place] if isinstance(column, list) else column
 
@@ -413,12 +420,7 @@ def test_long_completions_have_a_strip_to_jump_with(show: Any) -> None:
     strip.click(position={"x": box["width"] * 0.75, "y": 5})
     _, place = chosen(page) or [0, 0]
     assert abs(place / count - 0.75) < 0.02
-    inside = """() => {
-      const token = document.querySelector(".t.chosen").getBoundingClientRect();
-      const card = document.querySelector(".t.chosen").parentNode.getBoundingClientRect();
-      return token.top >= card.top && token.bottom <= card.bottom + 1;
-    }"""
-    assert page.evaluate(inside), "the token was not scrolled to"
+    assert page.evaluate(IN_SIGHT, [".tokens:has(.chosen)", ".t.chosen"]), "the token was not scrolled to"
 
 
 def make_live(held: dict[str, Any]) -> None:
@@ -437,6 +439,7 @@ def test_the_address_of_a_live_page_leads_back(show: Any) -> None:
     again = show(make_live, address)
     assert shown_group(again)["group"] == group
     assert (update_shown(again), chosen(again)) == (1, place)
+    assert again.evaluate(IN_SIGHT, [".tk-prompts", ".tk-prompts .chosen"])
     again.evaluate("location.hash = '#step=1'")
     again.wait_for_function("document.querySelector('.tk select').value === '1'")
 

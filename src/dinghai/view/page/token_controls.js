@@ -107,6 +107,13 @@ export function promptTable(onChoose) {
       }));
       node.scrollTop = place;
     },
+    // Brings the chosen prompt into sight, within the table alone.
+    reveal() {
+      const row = body.querySelector(".chosen");
+      if (!row) return;
+      const isSeen = row.offsetTop >= node.scrollTop + row.offsetHeight && row.offsetTop + row.offsetHeight <= node.scrollTop + node.clientHeight;
+      if (!isSeen) node.scrollTop = row.offsetTop - node.clientHeight / 2;
+    },
   };
 }
 

@@ -103,6 +103,7 @@ export function mountTokens(host, source, run) {
     prompt.hidden = group.prompt.trim() === heads.find(head => head.group === group.group).prompt;
     arrange();
     recolour();
+    prompts.reveal();
     const card = cardOf(wanted.sample);
     if (card && wanted.token < card.nodes.length) { choose(card, wanted.token); reveal(card, wanted.token); }
   }
