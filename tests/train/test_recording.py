@@ -5,7 +5,9 @@ Run: pytest tests/train/test_recording.py
 
 from __future__ import annotations
 
+import errno
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ import pytest
 import torch
 from tiny_runs import QUIET, as_killed_after, differences, left_behind, resume_tiny, run_tiny
 
+from dinghai import files
+from dinghai.errors import RunFailed
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.rule_facts import load_rule_facts
 from dinghai.lens.tokens import Tokens, read_tokens
 from dinghai.objective import CORRECTIONS, RULES, PolicyLossOutput
-from dinghai.trace import TraceReader
+from dinghai.trace import TraceReader, TraceWriter
 from dinghai.train import record
+from dinghai.train import run as run_module
+from dinghai.train.checkpoint import load_latest_checkpoint
 
 pytestmark = QUIET
 
@@ -161,6 +167,46 @@ def test_the_rules_facts_are_written_once(tmp_path: Path) -> None:
     resume_tiny(copy)
     assert (copy / "rule.json").read_text() == '{"of": "the program that began the run"}'
     assert facts["parameters"] == json.loads((run / "config.json").read_text("utf-8"))["objective"]["parameters"]
+
+
+def test_a_checkpoint_waits_for_the_trace_of_the_steps_that_it_has_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run keeps that trace: had it been lost with the process, nobody would write it again."""
+    found: dict[int, list[int]] = {}
+    finish_step, save_checkpoint = TraceWriter.finish_step, run_module.save_checkpoint
+
+    def slowly(self: TraceWriter) -> None:
+        time.sleep(0.2)
+        finish_step(self)
+
+    def save(folder: Path, step: int, *arguments: Any) -> Path:
+        found[step] = TraceReader(folder / "trace").steps()
+        return save_checkpoint(folder, step, *arguments)
+
+    monkeypatch.setattr(TraceWriter, "finish_step", slowly)
+    monkeypatch.setattr(run_module, "save_checkpoint", save)
+    run_tiny(tmp_path, "run", {"checkpoint": {"every": 2}})
+    assert found == {0: [], 2: [1, 2], 4: [1, 2, 3, 4]}
+
+
+def test_a_full_disk_under_the_trace_stops_the_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all = files.write_all
+
+    def full(file: Any, data: bytes) -> None:
+        if "step-000002/update-001" in file.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_all(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_all", full)
+        with pytest.raises(RunFailed, match=r"update-001.*free some space on that disk; then resume the run"):
+            run_tiny(tmp_path)
+    run = tmp_path / "run"
+    assert load_latest_checkpoint(run, pytest.fail).step == 1
+    assert TraceReader(run / "trace").steps() == [1]
+    resume_tiny(run)
+    assert differences(left_behind(run), left_behind(run_tiny(tmp_path, "undisturbed"))) == []
 
 
 @pytest.mark.parametrize(

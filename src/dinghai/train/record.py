@@ -59,8 +59,13 @@ class StepRecord:
         mask_N = out.decision.mask
         update.entropy += float(torch.where(mask_N, entropy_N.detach(), 0).sum(dtype=torch.float64))
         update.tokens += int(mask_N.sum())
-        if self._trace is None:
-            return
+        if self._trace is not None:
+            update.columns.append(self._trace_columns(chosen, logp_new_N, logp_old_N, entropy_N, out))
+
+    def _trace_columns(
+        self, chosen: list[int], logp_new_N: Tensor, logp_old_N: Tensor, entropy_N: Tensor, out: PolicyLossOutput
+    ) -> dict[str, np.ndarray]:
+        """What the trace keeps of a micro-batch, [N] on the CPU."""
         decision = out.decision
         columns = {
             "logp_new": logp_new_N,
@@ -81,7 +86,7 @@ class StepRecord:
         piece["token"] = np.concatenate([np.asarray(sequences[i].completion_ids) for i in chosen])
         piece["position"] = self.batch.position_N(chosen)
         piece["sample"] = self.batch.sample_N(chosen)
-        update.columns.append(piece)
+        return piece
 
     def value_tokens(self, out: ValueLossOutput) -> None:
         """A micro-batch of the critic in the current update."""

@@ -1,0 +1,360 @@
+"""What the trace costs: bytes a token on disk, and the share of a training step's time.
+
+    python benchmarks/recording.py [--pairs 5] [--only bytes|time|reading]
+
+Bytes: all files of the trace over its token rows (one for each token and update), of real runs and of made-up tokens
+that do not compress. The bar: at most 16.
+
+Time, measured twice. First the clock around every call that the training makes for the trace, waiting included, over
+the clock around the steps: the bar is 3 %, and 0.5 % with the trace off, where what is left is a factor that the loss
+hands out. Then the same run with and without a trace, in turn: the ratio of their times, of their processor time (which
+also counts the thread that writes), and, for what such a ratio is worth, that of two runs that are both without.
+
+Reading: 2,000 steps listed, and six columns of a million tokens read, by a reader that has done so before.
+
+Prints tables. Exits with status 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from dinghai.config.settings import TrainSettings
+from dinghai.objective.layout import Layout
+from dinghai.objective.reduce import Reduction
+from dinghai.trace import BackgroundWriter, Samples, TraceReader, TraceWriter
+from dinghai.train import record, run
+
+BYTES, SHARE_ON, SHARE_OFF, READ_SECONDS, LIST_SECONDS = 16.0, 0.03, 0.005, 0.4, 0.05
+
+LONG = {
+    "model": {"layers": 4, "hidden_size": 256, "context": 512},
+    "cold_start": {"steps": 0},
+    "rollout": {"prompts": 8, "max_new_tokens": 256},
+    "evaluation": {"every": 1000},
+}
+MISMATCH = {"rollout": {"top_p": 0.9}}  # an engine that draws from another distribution than the trainer's
+OF_BYTES: dict[str, dict[str, Any]] = {
+    "the default run": {},
+    "GSPO": {"objective": {"rule": "gspo"}},
+    "truncated importance sampling, KL in the loss": {
+        "objective": {"corrections": {"tis": {}}, "kl": {"beta": 0.01}},
+        **MISMATCH,
+    },
+    "4 layers, 256 new tokens, untrained": {**LONG, "run": {"steps": 3}},
+}
+
+
+def quietly(settings: TrainSettings) -> None:
+    """Trains, and prints nothing."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.train(settings, set())
+
+
+def settings_of(folder: Path, name: str, *changes: dict[str, Any]) -> TrainSettings:
+    """Default settings with the changes laid over them, table by table."""
+    tables: dict[str, dict[str, Any]] = {"run": {"folder": str(folder), "name": name}}
+    for change in changes:
+        for table, values in change.items():
+            tables.setdefault(table, {}).update(values)
+    return TrainSettings(**tables)  # type: ignore[arg-type]
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def bytes_a_token(trace: Path) -> tuple[int, float, float]:
+    """(rows, bytes of the update files a row, bytes of everything a row)."""
+    updates = sorted(trace.rglob("update-*.parquet"))
+    rows = sum(pq.read_metadata(path).num_rows for path in updates)
+    everything = sum(path.stat().st_size for path in trace.rglob("*") if path.is_file())
+    return rows, sum(path.stat().st_size for path in updates) / rows, everything / rows
+
+
+def incompressible(folder: Path, corrected: bool) -> Path:
+    """A step of 128 completions of 512 tokens drawn evenly from a vocabulary of 150,000; nothing of it repeats."""
+    random = np.random.default_rng(0)
+    completions, length, updates = 128, 512, 4
+    sample_N = np.repeat(np.arange(completions), length)
+    size = len(sample_N)
+    reward = random.random(completions)
+    logp_old_N = -random.gamma(2.0, 3.0, size)
+    columns = {
+        "position": np.tile(np.arange(length), completions),
+        "token": random.integers(0, 150_000, size),
+        "logp_old": logp_old_N,
+        "logp_sampler": logp_old_N + random.normal(0, 0.02, size),
+        "advantage": (reward - 0.5)[sample_N],
+        "entropy": random.gamma(2.0, 1.0, size),
+        "factor": np.full(size, 1 / length),
+    }
+    writer = TraceWriter(folder, 10**9, 0, regions={2: "inside", 3: "overshoot"}, effects={1: "kept", 4: "stopped"})
+    texts = ["x" * 5 * length] * completions
+    writer.begin_step(
+        1,
+        Samples(
+            sample=list(range(completions)), group=[i // 8 for i in range(completions)],
+            prompt_id=[str(i // 8) for i in range(completions)], prompt=["?"] * completions, completion=texts,
+            tokens=[length] * completions, finished=[True] * completions, reward=reward.tolist(),
+        ),
+    )  # fmt: skip
+    for update in range(updates):
+        mine = sample_N % 2 == update % 2
+        change_N = random.normal(0, 0.1, size)
+        stopped_N = np.exp(change_N) > 1.2
+        weight_N = np.where(stopped_N, 0.0, np.exp(change_N) * columns["advantage"])
+        more = {"logp_new": logp_old_N + change_N, "weight": weight_N}
+        more |= {"region": np.where(stopped_N, 3, 2), "effect": np.where(stopped_N, 4, 1)}
+        if corrected:
+            more |= {"correction": np.minimum(np.exp(columns["logp_old"] - columns["logp_sampler"]), 2.0)}
+            more |= {"kl_weight": random.normal(0, 0.01, size)}
+        writer.add_update(update, {name: x[mine] for name, x in (columns | more).items()}, sample_N[mine])
+    writer.finish_step()
+    return folder
+
+
+def report_bytes(folder: Path) -> bool:
+    print("| run | token rows | bytes a row, tokens' files | bytes a row, everything | bar |")
+    print("|---|---:|---:|---:|---|")
+    held = True
+    traces: list[tuple[str, Path]] = []
+    for name, change in OF_BYTES.items():
+        place = name.replace(" ", "-").replace(",", "")
+        quietly(settings_of(folder, place, change))
+        traces.append((name, folder / place / "trace"))
+    traces.append(("150,000 words drawn evenly", incompressible(folder / "even", corrected=False)))
+    traces.append(("the same with a correction and KL in the loss", incompressible(folder / "corrected", True)))
+    for name, trace in traces:
+        rows, of_tokens, of_all = bytes_a_token(trace)
+        held &= of_all <= BYTES
+        verdict = "held" if of_all <= BYTES else "missed"
+        print(f"| {name} | {rows:,} | {of_tokens:.1f} | {of_all:.1f} | {verdict} |", flush=True)
+    return held
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Seconds of a run's steps but the first two, and of what they did for the trace."""
+
+    steps: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # of all threads
+    recording: list[float] = field(default_factory=list)  # in the thread that trains
+    _open: float = 0.0  # of the current step
+
+    def settled(self, seconds: list[float]) -> float:
+        return sum(seconds[2:])
+
+
+@contextlib.contextmanager
+def clocked() -> Iterator[Clock]:
+    """Measures the run within it."""
+    clock = Clock()
+    saved: list[tuple[Any, str, Any]] = []
+
+    def wrap(owner: Any, name: str, call: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        original = getattr(owner, name)
+        saved.append((owner, name, original))
+        setattr(owner, name, call(original))
+
+    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return original(*arguments, **more)
+            finally:
+                clock._open += time.perf_counter() - begun
+
+        return call
+
+    def step(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            # What the trace is waited for before a checkpoint belongs to the step before it.
+            if clock.recording:
+                clock.recording[-1] += clock._open
+            clock._open = 0.0
+            begun, processor = time.perf_counter(), time.process_time()
+            result = original(*arguments)
+            clock.steps.append(time.perf_counter() - begun)
+            clock.processor.append(time.process_time() - processor)
+            clock.recording.append(clock._open)
+            clock._open = 0.0
+            return result
+
+        return call
+
+    for owner, name in (
+        (record, "_trace_samples"),
+        (record.StepRecord, "_trace_columns"),
+        (record.StepRecord, "_write_trace"),
+        (BackgroundWriter, "begin_step"),
+        (BackgroundWriter, "finish_step"),
+        (BackgroundWriter, "wait"),
+    ):
+        wrap(owner, name, recording)
+    wrap(run, "train_step", lambda original: original)
+    wrap(run, "_step", step)
+    try:
+        yield clock
+        clock.recording[-1] += clock._open
+    finally:
+        for owner, name, original in reversed(saved):
+            setattr(owner, name, original)
+
+
+def time_of(folder: Path, change: dict[str, Any], traced: bool) -> Clock:
+    place = f"run-{time.monotonic_ns()}"
+    with clocked() as clock:
+        quietly(settings_of(folder, place, change, {"trace": {"enabled": traced}}))
+    shutil.rmtree(folder / place)
+    return clock
+
+
+def share_when_off(clock: Clock, updates: int, rows: int, reduction: str) -> float:
+    """What remains without a trace: the factor that the loss puts into the caller's shape, for each update."""
+    mask = torch.ones(rows, dtype=torch.bool)
+    layout = Layout.packed(mask.shape, torch.tensor([0, rows]), mask)
+    factor_N = Reduction(reduction).factor(layout)  # type: ignore[arg-type]
+    begun = time.perf_counter()
+    for _ in range(100):
+        layout.scatter(factor_N)
+    seconds = (time.perf_counter() - begun) / 100 * updates
+    return (seconds + clock.settled(clock.recording) / len(clock.recording[2:])) / statistics.mean(clock.steps[2:])
+
+
+def report_time(folder: Path, pairs: int) -> bool:
+    cases = {"the default run": {"run": {"steps": 22}, "evaluation": {"every": 1000}}, "4 layers, 256 new tokens": LONG}
+    cases["4 layers, 256 new tokens"] = {**LONG, "run": {"steps": 5}}
+    print(
+        "| run | step | in the trainer, with the trace | without | on/off, time | off/off, time | on/off, processor |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    held = True
+    for name, change in cases.items():
+        on: list[Clock] = []
+        off: list[Clock] = []
+        other: list[Clock] = []
+        for _ in range(pairs):
+            on.append(time_of(folder, change, True))
+            off.append(time_of(folder, change, False))
+            other.append(time_of(folder, change, False))
+        share = statistics.median(c.settled(c.recording) / c.settled(c.steps) for c in on)
+        without = statistics.median(share_when_off(c, 4, 2000, "seq-mean-token-mean") for c in off)
+        step = statistics.median(statistics.median(c.steps[2:]) for c in off)
+
+        def ratio(these: list[Clock], those: list[Clock], what: str) -> str:
+            ratios = [
+                a.settled(getattr(a, what)) / b.settled(getattr(b, what)) for a, b in zip(these, those, strict=True)
+            ]
+            return f"{statistics.median(ratios) - 1:+.1%} ({min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%})"
+
+        held &= share <= SHARE_ON and without <= SHARE_OFF
+        print(
+            f"| {name} | {step:.2f} s | {share:.2%} | {without:.3%} | {ratio(on, off, 'steps')} "
+            f"| {ratio(other, off, 'steps')} | {ratio(on, off, 'processor')} |",
+            flush=True,
+        )
+    return held
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def quickest(work: Callable[[], object], times: int = 5) -> float:
+    seconds = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
+
+
+def report_reading(folder: Path) -> bool:
+    random = np.random.default_rng(0)
+    size, completions = 1_000_000, 4_000
+    sample_N = np.repeat(np.arange(completions), size // completions)
+    writer = TraceWriter(folder / "large", 10**9, 0, regions={2: "inside"}, effects={1: "kept"})
+    names = ("logp_sampler", "logp_old", "logp_new", "advantage", "weight", "entropy")
+    columns = {name: random.normal(size=size) for name in names}
+    columns |= {"position": np.arange(size) % 250, "token": random.integers(0, 150_000, size)}
+    columns |= {"region": np.full(size, 2), "effect": np.full(size, 1)}
+    texts = ["x"] * completions
+    numbers = list(range(completions))
+    samples = Samples(
+        numbers, numbers, texts, texts, texts, [250] * completions, [True] * completions, [0.0] * completions
+    )
+    writer.begin_step(1, samples)
+    writer.add_update(0, columns, sample_N)
+    writer.finish_step()
+    large, wanted = TraceReader(folder / "large"), ["logp_old", "logp_new", "advantage", "weight", "region", "effect"]
+
+    many = TraceWriter(folder / "many", 10**9, 0, regions={2: "inside"}, effects={1: "kept"})
+    for step in range(1, 2001):
+        many.begin_step(step, Samples([0], [0], ["p"], ["?"], ["x"], [1], [True], [1.0]))
+        many.add_update(0, {name: x[:1] for name, x in columns.items()}, sample_N[:1])
+        many.finish_step()
+    listed = TraceReader(folder / "many")
+    time.sleep(2.1)  # files of a moment ago are hashed again each time
+    for work in (lambda: large.tokens(1, columns=wanted), listed.steps):
+        work()
+    read, listing = quickest(lambda: large.tokens(1, columns=wanted)), quickest(listed.steps)
+    print("| what | seconds | bar |")
+    print("|---|---:|---|")
+    print(f"| six columns of a million tokens | {read:.3f} | at most {READ_SECONDS} |")
+    print(f"| the list of 2,000 steps | {listing:.3f} | at most {LIST_SECONDS} |")
+    return read <= READ_SECONDS and listing <= LIST_SECONDS
+
+
+def machine() -> str:
+    """The processor, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{len(models)} x {models[0]}" if models else platform.processor()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5, help="runs with and without a trace")
+    parser.add_argument("--only", choices=["bytes", "time", "reading"], help="one of the three")
+    options = parser.parse_args()
+    load = f", load before {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(f"{date.today()}, {machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}{load}")
+    held = True
+    with tempfile.TemporaryDirectory() as place:
+        parts: dict[str, Callable[[], bool]] = {
+            "bytes": lambda: report_bytes(Path(place)),
+            "time": lambda: report_time(Path(place), options.pairs),
+            "reading": lambda: report_reading(Path(place)),
+        }
+        for name, part in parts.items():
+            if options.only in (None, name):
+                print()
+                held &= part()
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
