@@ -214,7 +214,8 @@ def test_when_the_rule_acts(tmp_path: Path, stopped: list[float], removed: list[
     [
         (
             "token",
-            "75% of the gradient it took lay in overshoot: good tokens that have already become likelier are held back.",
+            "75% of the gradient it took lay in overshoot: good tokens that have already become likelier are held "
+            "back.",
         ),
         (
             "sequence",
