@@ -92,10 +92,9 @@ def _rows(
 
 
 def _equation(symbol: str, formula: str, numbers: dict[str, float], result: float) -> Text:
-    filled = put_in(formula, numbers)
-    steps = [f"{symbol} = {formula}", filled, figure(result)]
-    distinct = [step for i, step in enumerate(steps) if i == 0 or step.strip("()") != steps[i - 1].strip("()")]
-    return Text(f"\n{' ' * len(symbol)} = ".join(distinct))
+    filled, shown = put_in(formula, numbers), figure(result)
+    steps = [f"{symbol} = {formula}", *([] if filled.strip("()") == shown else [filled]), shown]
+    return Text(f"\n{' ' * len(symbol)} = ".join(steps))
 
 
 def _region_text(region: Region, words: Words) -> Text:
@@ -144,7 +143,9 @@ def gradient_kind(rule: Rule, parameters: Parameters, token: LoneToken, p_old: f
 def purpose(token: LoneToken, words: Words) -> str:
     """What the rule is after with this token."""
     share = abs(token.weight / token.weight_unclipped) if token.weight_unclipped else 0.0
-    return words.purpose(token.region.name.lower(), token.effect.name.lower(), f"{share:.3%}".replace(".000", ""))
+    return words.purpose(
+        token.region.name.lower(), token.effect.name.lower(), f"{figure(float(f'{100 * share:.3g}'))}%"
+    )
 
 
 def uses_probability(rule: Rule) -> bool:

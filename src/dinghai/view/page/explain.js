@@ -69,7 +69,8 @@ function startPage() {
   const store = makeStore(data.rules, fromAddress(location.hash) || data.start);
   const language = firstLanguage(data.language);
   build(data, store, language, document.getElementById("page"));
-  addEventListener("hashchange", () => store.begin(fromAddress(location.hash)));
+  // Not location.hash: what was set last may have been written there meanwhile.
+  addEventListener("hashchange", event => store.begin(fromAddress(new URL(event.newURL).hash)));
 }
 
 startPage();

@@ -111,9 +111,8 @@ function formulaParts(view, words) {
 function formulaLines(view) {
   return [["J", view.rule.value, view.found.value], ["w", view.rule.weight, view.found.weight]].map(([symbol, cases, result]) => {
     if (symbol === "w" && view.found.effect === "stopped") return el("pre", "formula", "w = 0");
-    const formula = formulaFor(cases, view).replaceAll("-", "−");
-    const steps = [formula, putIn(formulaFor(cases, view), view), figure(result)];
-    const distinct = steps.filter((step, i) => i === 0 || step.replace(/[()]/g, "") !== steps[i - 1].replace(/[()]/g, ""));
-    return el("pre", "formula", `${symbol} = ${distinct.join("\n  = ")}`);
+    const formula = formulaFor(cases, view), filled = putIn(formula, view), shown = figure(result);
+    const isNumber = filled.replace(/[()]/g, "") === shown;
+    return el("pre", "formula", `${symbol} = ${[formula.replaceAll("-", "−"), ...(isNumber ? [] : [filled]), shown].join("\n  = ")}`);
   });
 }
