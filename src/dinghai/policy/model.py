@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinghai.config.settings import ModelSettings
 from dinghai.errors import InputError
+from dinghai.files import write_atomically
 from dinghai.policy.builtin import build_model, build_tokenizer
 from dinghai.policy.prepare import (
     add_adapters,
@@ -152,6 +153,11 @@ class Policy:
             folder.rename(before)
         aside.rename(folder)
         shutil.rmtree(before, ignore_errors=True)
+
+    def save_tokenizer(self, file: Path) -> None:
+        """Writes the tokenizer alone, for whoever looks at a run that has no model yet; a slow one has no such file."""
+        if getattr(self.tokenizer, "is_fast", False):
+            write_atomically(file, self.tokenizer.backend_tokenizer.to_str())
 
     @contextlib.contextmanager
     def _checkpointing_paused(self) -> Iterator[None]:

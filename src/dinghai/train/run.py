@@ -35,6 +35,7 @@ from dinghai.train.sinks import Sinks, check_sinks
 from dinghai.view.progress import TrainProgress
 from dinghai.view.report import write_report
 from dinghai.view.terminal import safe
+from dinghai.view.token_text import TOKENIZER_FILE
 
 
 def train(settings: TrainSettings, allowed_rewards: Collection[str], rule_code: Collection[str] = ()) -> None:
@@ -90,6 +91,7 @@ def _run(folder: Path, beginning: Beginning, checkpoint: Checkpoint | None) -> N
     settings = beginning.settings
     for line in opening_lines(folder, beginning):
         print(line)
+    beginning.policy.save_tokenizer(folder / TOKENIZER_FILE)
     metrics_file = MetricsFile(folder)
     with TrainProgress(settings.run.steps) as progress:
         if checkpoint is None:

@@ -22,7 +22,7 @@ from dinghai.view.excerpt import EXTENTS, Excerpt
 from dinghai.view.overview import overview
 from dinghai.view.report_charts import removed_by_step
 from dinghai.view.terminal import safe
-from dinghai.view.token_text import TokenText, load_token_text
+from dinghai.view.token_text import TokenText, load_token_text, tokenizer_file
 
 REPORT = "report.html"
 BYTES_AT_MOST = 3_000_000  # opens at once, and goes through a mail
@@ -34,8 +34,8 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
 
     Args:
         run_folder: `runs/NAME`. What it lacks (a trace, a model, some steps) is said on the page.
-        token_text: from a token id to its text; without it the run's `model/tokenizer.json` is used, and ids are shown
-            where there is none.
+        token_text: from a token id to its text; without it the run's own tokenizer is used, and ids are shown where
+            there is none.
 
     Raises:
         InputError: the folder is not a run, or its metrics are damaged.
@@ -46,11 +46,11 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
     seen = overview(run_folder, metrics)
     notes = list(seen["notes"])
     if token_text is None:
-        token_text = load_token_text(run_folder / "model" / "tokenizer.json")
+        token_text = load_token_text(tokenizer_file(run_folder))
     excerpt = Excerpt(run_folder, token_text, removed_by_step(metrics), seen["rule"])
     notes += excerpt.notes
     if token_text is None and excerpt.steps:
-        notes.append("the run has no readable model/tokenizer.json, so tokens are shown by their ids")
+        notes.append("the run has no readable tokenizer.json, so tokens are shown by their ids")
     for extent in EXTENTS:
         page = render(seen, excerpt.take(extent), notes)
         if len(page) <= BYTES_AT_MOST:

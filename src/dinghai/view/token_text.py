@@ -21,6 +21,7 @@ from dinghai.view.terminal import safe
 TokenText = Callable[[int], str | bytes]
 """A token's text; bytes where the tokenizer writes bytes, which make characters only together with their neighbours."""
 
+TOKENIZER_FILE = "tokenizer.json"
 REPLACEMENT = "\ufffd"  # what a decoder gives for bytes that are no whole character
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how tokenizers of SentencePiece write a lone byte
 _LENGTH_OF_CHARACTER = [1] * 0xC0 + [2] * 0x20 + [3] * 0x10 + [4] * 0x10  # in UTF-8, by its first byte
@@ -97,15 +98,21 @@ def _put_together(parts: Sequence[bytes]) -> list[str]:
     return texts
 
 
-def load_token_text(tokenizer_file: Path) -> TokenText | None:
+def tokenizer_file(run_folder: Path) -> Path:
+    """The tokenizer of a run, which it has from its start; in older runs it came with the model, at the end."""
+    own = run_folder / TOKENIZER_FILE
+    return own if own.is_file() else run_folder / "model" / TOKENIZER_FILE
+
+
+def load_token_text(file: Path) -> TokenText | None:
     """The decoder of a `tokenizer.json`; None where there is none or it cannot be read."""
-    if not tokenizer_file.is_file():
+    if not file.is_file():
         return None
     from tokenizers import Tokenizer  # only where it is needed: it takes a while to load
 
     try:
-        described = json.loads(tokenizer_file.read_bytes())
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        described = json.loads(file.read_bytes())
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception:  # the library raises bare Exception for a damaged file; the page then shows ids, and says so
         return None
     decoders = _decoders(described)

@@ -26,7 +26,7 @@ from dinghai.trace.schema import MARKER, step_folder, step_number
 from dinghai.view.excerpt import with_token_texts
 from dinghai.view.overview import overview
 from dinghai.view.terminal import safe
-from dinghai.view.token_text import TokenText, load_token_text, speller
+from dinghai.view.token_text import TokenText, load_token_text, speller, tokenizer_file
 
 RUNS_AT_MOST = 500  # of a folder that holds runs, the newest
 NOTES_AT_MOST = 5
@@ -180,7 +180,7 @@ class WatchedRun:
             del broken[max(broken)]  # it is being written
         notes += [f"trace of step {step} is not shown: {why}" for step, why in broken.items()]
         if steps and self._token_text()[0] is None:
-            notes.append("the run has no readable tokenizer yet, so tokens are shown by their ids")
+            notes.append("the run has no readable tokenizer.json, so tokens are shown by their ids")
         if len(notes) > NOTES_AT_MOST:
             notes[NOTES_AT_MOST - 1 :] = [f"and {len(notes) - NOTES_AT_MOST + 1} more steps are not shown"]
         return {"steps": [self._traced(step) for step in steps], "notes": [self.without_path(note) for note in notes]}
@@ -245,7 +245,7 @@ class WatchedRun:
 
     def _token_text(self) -> tuple[TokenText | None, Spell | None]:
         """From token ids to their texts, one by one and together; None where the run has no tokenizer (yet)."""
-        file = self.folder / "model" / "tokenizer.json"
+        file = tokenizer_file(self.folder)
         with self._lock:
             stamp = _stamp(file)
             if self._text is None or self._text[0] != stamp:
