@@ -285,6 +285,19 @@ def test_what_is_stopped_is_hatched_and_nothing_else(show: Any) -> None:
     assert sorted(areas) == ["hatch r-escaped", "hatch r-overshoot"]
     keys = card(page, "How far the ratios went from 1").locator(".keys .hatched").all_inner_texts()
     assert keys == ["overshoot", "escaped"]
+    svg = card(page, "The map").locator("svg")
+    lines = [
+        (float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", svg.locator(".over").get_attribute("d"))
+    ]
+    stopped = [
+        box for name in ("overshoot", "escaped") for box in boxes(svg.locator(f".cell.r-{name}").get_attribute("d"))
+    ]
+    for left, top, right, bottom in stopped:
+        assert any(left <= x <= right and top <= y <= bottom for x, y in lines)
+    for x, y in lines:
+        assert any(
+            left - 0.1 <= x <= right + 0.1 and top - 0.1 <= y <= bottom + 0.1 for left, top, right, bottom in stopped
+        )
 
 
 def test_cells_lie_in_the_area_of_their_region(show: Any) -> None:
@@ -531,6 +544,24 @@ def test_where_it_clips_is_said_in_a_sentence(show: Any) -> None:
         r"of their gradient removed\s+26.7%\s+of all removed gradient\s+80%",
         lane.locator(".tip").inner_text(),
     )
+
+
+def test_the_run_of_rows_that_is_named_is_the_one_with_fewest_tokens(show: Any) -> None:
+    page = show(data_of(rule()))
+    wide = [row(90, removed=3.0), row(90, removed=3.0), row(2, removed=0.0), row(10, removed=6.0), row(8, removed=0.0)]
+    half = "async rows => (await import('/clip_where.js')).halfOfRemoved(rows)"
+    assert page.evaluate(half, wide) == {"first": 3, "last": 3, "removed": 6.0, "tokens": 10}
+    spread = [row(10, removed=1.0), row(5, removed=2.0), row(5, removed=2.0), row(10, removed=1.0)]
+    assert page.evaluate(half, spread) == {"first": 1, "last": 2, "removed": 4.0, "tokens": 10}
+    assert page.evaluate(half, [row(5), row(5)]) is None
+
+
+def test_columns_are_as_high_as_their_share(show: Any) -> None:
+    """Of the tokens with a signal 10 % are stopped at position 1, 0.5 % before it and 2.5 % after it."""
+    page = show(data_of(rule()))
+    path = card(page, "By position in the completion").locator("svg .column.k0").get_attribute("d")
+    heights = [float(floor) - float(top) for floor, top in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", path)]
+    assert heights == pytest.approx([62 / 20, 62, 62 / 4], abs=0.06)
 
 
 def test_text_of_a_model_stays_text(show: Any) -> None:
