@@ -59,6 +59,7 @@ export function makeCard(sample, view) {
 function makeStrip(tokens) {
   const columns = Math.min(tokens, STRIP_COLUMNS);
   const node = svgEl("svg", { viewBox: `0 0 ${columns} 10`, preserveAspectRatio: "none", class: "strip", "aria-hidden": "true" });
+  const title = svgEl("title", {}, "The whole completion; each column is the token on it that lost most. Click to go there.");
   const mark = svgEl("rect", { class: "mark", y: 0, width: Math.max(1.5, columns / 150), height: 10, visibility: "hidden" });
   const first = column => Math.ceil((column * tokens) / columns);
   let telling = [];
@@ -84,7 +85,7 @@ function makeStrip(tokens) {
         if (own !== looks) { close(column); begun = column; looks = own; }
       }
       close(columns);
-      node.replaceChildren(...rects, mark);
+      node.replaceChildren(title, ...rects, mark);
     },
     select(place) {
       if (place === null) { mark.setAttribute("visibility", "hidden"); return; }

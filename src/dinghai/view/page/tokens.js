@@ -188,6 +188,7 @@ export function mountTokens(host, source, run) {
   function weigh(card, place) {
     if (card.update === null) return 0;
     const fate = card.sample.updates[card.update];
+    if (!passes(regionOf(overview, fate, place).name, effectOf(overview, fate, place).name)) return -1;
     if (!scale) return lossOf(valueAt(fate.removed, place)) + (regionOf(overview, fate, place).name === "inside" ? 0 : 1e-9);
     const value = valueAt(fate[COLOURINGS[state.colour].column], place);
     return isNumber(value) ? Math.abs(COLOURINGS[state.colour].logarithmic ? Math.log(value) : value) : Infinity;
