@@ -33,17 +33,17 @@ class PackedRow(Mapping[str, Any]):
         self._shape, self._numbers, self._others = shape, numbers, others
 
     def __getitem__(self, key: str) -> Any:
-        place = self._shape.places.get(key)
-        if place is None:
-            if self._others is None:
-                raise KeyError(key)
-            return self._others[key]
-        value = self._numbers[place]
-        kind = self._shape.kinds[place]
-        return value if kind is float else kind(value)
+        if key not in self._shape.all_names:
+            raise KeyError(key)
+        return self.get(key)
 
-    def get(self, key: str, default: Any = None) -> Any:  # the base class would raise and catch for each absent key
-        return self[key] if key in self._shape.all_names else default
+    def get(self, key: str, default: Any = None) -> Any:  # called millions of times for a long run, so without detours
+        shape = self._shape
+        place = shape.places.get(key)
+        if place is not None:
+            kind = shape.kinds[place]
+            return self._numbers[place] if kind is None else kind(self._numbers[place])
+        return default if self._others is None else self._others.get(key, default)
 
     def __contains__(self, key: object) -> bool:
         return key in self._shape.all_names
@@ -61,7 +61,7 @@ class _Shape:
     def __init__(self, all_names: tuple[str, ...], numbers: tuple[str, ...], kinds: tuple[type, ...]) -> None:
         self.all_names = dict.fromkeys(all_names)  # in the order of the line
         self.places = {name: place for place, name in enumerate(numbers)}
-        self.kinds = kinds
+        self.kinds = [None if kind is float else kind for kind in kinds]  # what makes the value of the float
 
 
 class Packer:
