@@ -52,6 +52,13 @@ def make_run(folder: Path, rows: list[dict[str, Any]], config: dict[str, Any] | 
     return folder
 
 
+def test_shares_of_gradient_weigh_each_step_by_its_gradient(tmp_path: Path) -> None:
+    rows = [row | {"clip/gradient_unclipped": 30.0 if row["step"] == 1 else 10.0} for row in ROWS]
+    summary = summarize(make_run(tmp_path, rows))
+    assert summary.gradient_removed == pytest.approx((0.08 * 30 + 0.02 * 10) / 40)
+    assert summary.removed_by_region["overshoot"] == pytest.approx((0.06 * 30 + 0.01 * 10) / 40)
+
+
 def test_shares_weigh_each_step_by_its_tokens(tmp_path: Path) -> None:
     summary = summarize(make_run(tmp_path, ROWS))
     # (0.10 * 100 + 0.02 * 300) / 400 = 0.04, where the mean of the means would be 0.06

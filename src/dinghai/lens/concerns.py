@@ -19,6 +19,7 @@ from dinghai.lens.series import (
     first_tenth,
     is_finite,
     last_tenth,
+    mean_share,
     share_of_signal,
     steps_and_values,
     weighted_mean,
@@ -234,9 +235,9 @@ def _relapse(record: Record) -> str:
 
 
 def _took_too_much(record: Record) -> str:
-    removed = weighted_mean(record.training, "clip/gradient_removed/total")
+    removed = mean_share(record.training, "clip/gradient_removed/total")
     stopped = weighted_mean(record.training, "clip/stopped_fraction")
-    dropped = weighted_mean(record.training, "clip/gradient_removed/dropped") or 0.0
+    dropped = mean_share(record.training, "clip/gradient_removed/dropped") or 0.0
     if removed is not None and removed > THRESHOLDS["removed"].value:
         what = f"More than half of the gradient was taken away ({percent(removed)})"
     elif stopped is not None and stopped > THRESHOLDS["stopped"].value:

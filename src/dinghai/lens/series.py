@@ -41,6 +41,18 @@ def weighted_mean(rows: Sequence[Row], key: str, weight: str | None = "tokens/si
     return sum(value * share for value, share in pairs) / total if total > 0 else None
 
 
+def mean_share(rows: Sequence[Row], key: str, signal: str = "tokens/signal") -> float | None:
+    """The share that a rule removed of the gradient of all rows together, from the shares in each.
+
+    key: e.g. `clip/gradient_removed/total`. Each row counts as much as its gradient was without the rule
+    (`clip/gradient_unclipped`), which makes the mean the exact share; in older records as much as its tokens with a
+    signal, whose number stands under `signal`.
+    """
+    whole = f"{key.partition('_removed/')[0]}_unclipped"
+    exact = all(is_number(row, whole) for row in rows if is_number(row, key))
+    return weighted_mean(rows, key, whole if exact else signal)
+
+
 def share_of_signal(rows: Sequence[Row], key: str) -> float | None:
     """The mean of a fraction of all tokens, as a fraction of those with a signal; None where there are none."""
     counts = [

@@ -17,7 +17,7 @@ from dinghai.lens.noise import noise_floor
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.rule_facts import load_rule_facts
 from dinghai.lens.run_state import run_state
-from dinghai.lens.series import Row, is_number, share_of_signal, steps_and_values, weighted_mean
+from dinghai.lens.series import Row, is_number, mean_share, share_of_signal, steps_and_values, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def _updates(rows: Sequence[Row]) -> list[UpdateSummary]:
             by_index.setdefault(int(entry["update"]), []).append(entry)
     means = {
         index: [
-            weighted_mean(entries, key, weight="signal_tokens") or 0.0
-            for key in ("stopped_fraction", "gradient_removed/total")
+            weighted_mean(entries, "stopped_fraction", weight="signal_tokens") or 0.0,
+            mean_share(entries, "gradient_removed/total", signal="signal_tokens") or 0.0,
         ]
         for index, entries in sorted(by_index.items())
     }
@@ -219,10 +219,10 @@ def _nearest_bound(run: Path, objective: dict[str, Any]) -> float | None:
 def _removed(rows: Sequence[Row]) -> tuple[float | None, dict[str, float]]:
     """The share of the gradient removed, in all and by region, largest first; of gradient weight in older records."""
     for family in ("clip/gradient_removed", "clip/weight_removed"):
-        total = weighted_mean(rows, f"{family}/total")
+        total = mean_share(rows, f"{family}/total")
         if total is None:
             continue
-        shares = {region: weighted_mean(rows, f"{family}/{region}") or 0.0 for region in REGIONS}
+        shares = {region: mean_share(rows, f"{family}/{region}") or 0.0 for region in REGIONS}
         return total, dict(sorted(shares.items(), key=lambda item: -item[1]))
     return None, {}
 

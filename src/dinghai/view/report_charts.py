@@ -8,7 +8,7 @@ from typing import Any
 
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.regions import REGIONS
-from dinghai.lens.summary import weighted_mean
+from dinghai.lens.series import mean_share, weighted_mean
 from dinghai.view.terminal import safe
 
 Row = dict[str, Any]
@@ -152,7 +152,7 @@ def update_charts(metrics: Metrics) -> list[Chart]:
     charts = []
     for title, note, share, stacked, weight, named in wanted:
         series = [
-            {"name": name, "values": [_number(weighted_mean(rows, key, weight)) for rows in by_index.values()]}
+            {"name": name, "values": [_number(_mean(rows, key, weight)) for rows in by_index.values()]}
             for name, key in named
         ]
         shown = [one for one in series if any(v is not None and _above_zero(v) for v in one["values"])]
@@ -161,6 +161,10 @@ def update_charts(metrics: Metrics) -> list[Chart]:
             chart = {"title": title, "note": note, "share": share, "labels": names, "stacked": stacked}
             charts.append({**chart, "series": shown if stacked else series})
     return charts
+
+
+def _mean(rows: Sequence[Row], key: str, weight: str) -> float | None:
+    return mean_share(rows, key, weight) if "_removed/" in key else weighted_mean(rows, key, weight)
 
 
 def update_names(metrics: Metrics) -> dict[int, str]:
