@@ -640,5 +640,5 @@ def test_a_full_map_is_drawn_at_once(show: Any) -> None:
         }""",
         crowd,
     )
-    assert taken < 1_500  # 120 ms on a quiet machine
+    assert taken < 1_500  # 80 ms on one core
     assert card(page, "The map").locator("svg *").count() < 250
