@@ -43,7 +43,8 @@ class Change:
 class RunSummary:
     """What is known of a run; None where its record does not say.
 
-    Fractions are of tokens with a signal, over all steps, so a step with more such tokens counts for more.
+    Fractions are of tokens with a signal, over all steps, so a step with more such tokens counts for more; shares of the
+    gradient are of what all steps together would have had.
     """
 
     run: Path
