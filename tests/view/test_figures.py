@@ -219,6 +219,24 @@ def test_regions_of_one_step_and_of_none_in_some_steps() -> None:
         assert {"escaped", "dual"} <= set(drawn(stacked_steps(gap, set())))
 
 
+def test_an_area_of_many_steps_is_drawn_by_means() -> None:
+    points = [[step, 0.4 if step % 2 else 0.2] for step in range(1, 601)]
+    with figure_settings():
+        figure = stacked_steps(chart({"name": "escaped", "points": points}, share=True, top=None), set())
+        drawn(figure)
+    (area,) = figure.axes[0].collections
+    heights = {round(float(y), 6) for _, y in area.get_paths()[0].vertices if y > 0}
+    assert len(area.get_paths()[0].vertices) < 300
+    assert heights <= {0.28, 0.32}  # of five neighbours, two or three are the high ones
+
+
+def test_a_curve_of_nothing_does_not_go_below_it() -> None:
+    with figure_settings():
+        for share, top in ((True, 0.01), (False, 1)):
+            figure = curve(chart({"name": "cut", "points": [[1, 0.0], [2, 0.0], [3, "NaN"]]}, share=share))
+            assert figure.axes[0].get_ylim() == (0, top)
+
+
 def test_bars_of_updates_without_a_value() -> None:
     series = [{"name": "stopped", "values": [0.0, None, "NaN"]}, {"name": "outside", "values": [0.1, 0.2, 0.3]}]
     with figure_settings():

@@ -58,7 +58,7 @@ def ratio_distribution(census: Census, rule: RuleFacts | None) -> Figure:
     axes.set_ylim(bottom=_BASE)
     axes.set_ylabel("tokens")
     count_axis(axes.yaxis)
-    ratio_axis(axes, edges[-1], ratio_of(rule))
+    ratio_axis(axes, edges[-1], ratio_of(rule), clear=0.3)
     for x in sorted({float(bound["log_ratio"]) for bound in bounds_of(rule, edges[-1])}):
         axes.axvline(x, color=LIGHT["ink"], linewidth=0.7, linestyle=STYLES[1])
         axes.annotate(

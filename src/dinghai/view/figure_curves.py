@@ -6,7 +6,7 @@ They draw the chart data that the report shows: `dinghai.view.report_charts`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ Chart = dict[str, Any]
 
 _HEIGHT = 1.8  # inches, without the legend
 _UNITS = ("nats a token", "tokens", "seconds a step")  # of the notes of charts, those that begin with a unit
+_AREA_POINTS = 120  # of an area, each the mean of its steps: more would fray
 _POINTS_WITH_DOTS = 12  # a curve of so few shows where it was measured
 
 
@@ -54,6 +55,10 @@ def curve(chart: Chart) -> Figure:
             top = axes.get_xaxis_transform()
             axes.plot(lost, np.ones_like(lost), "x", color=LIGHT["bad"], markersize=4, transform=top, clip_on=False)
         handles.append(Line2D([], [], label=drawable(series["name"]), **style))
+    if not any(
+        _is_seen(number) for series in chart["series"] for _, *numbers in series["points"] for number in numbers
+    ):
+        axes.set_ylim(0, 0.01 if chart["share"] else 1)  # nothing happened: an axis about zero would go below it
     _dress(axes, chart)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -67,20 +72,28 @@ def stacked_steps(chart: Chart, stopped: Collection[str]) -> Figure:
     figure = new_figure(NARROW, _HEIGHT + math.ceil(len(chart["series"]) / 3) * LEGEND_ROW)
     axes = figure.subplots()
     steps = sorted({point[0] for series in chart["series"] for point in series["points"]})
-    below = np.zeros(len(steps))
+    every = math.ceil(len(steps) / _AREA_POINTS)
+    starts = steps[::every]
+    below = np.zeros(len(starts))
     for series in chart["series"]:
         values = {point[0]: _value(point[1]) for point in series["points"]}
-        above = below + np.array([values.get(step, 0.0) for step in steps])
+        above = below + _means([values.get(step, 0.0) for step in steps], every)
         fill = region_fill(series["name"], series["name"] in stopped)
-        axes.fill_between(steps, below, above, linewidth=0.2, **fill)
+        axes.fill_between(starts, below, above, linewidth=0, **fill)
         below = above
     _dress(axes, chart)
     axes.set_ylim(0, chart["top"])
-    axes.set_xlim(steps[0], steps[-1] if len(steps) > 1 else steps[0] + 1)
+    axes.set_xlim(starts[0], starts[-1] if len(starts) > 1 else starts[0] + 1)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     legend_above(axes, [region_patch(s["name"], s["name"] in stopped) for s in chart["series"]], columns=3)
     return figure
+
+
+def _means(values: Sequence[float], every: int) -> np.ndarray:
+    """Of each so many neighbours, without those that are not finite; NaN where none is left."""
+    parts = [[v for v in values[i : i + every] if math.isfinite(v)] for i in range(0, len(values), every)]
+    return np.array([math.fsum(part) / len(part) if part else math.nan for part in parts])
 
 
 def bars_by_update(chart: Chart, stopped: Collection[str]) -> Figure:
@@ -130,6 +143,11 @@ def _broken(title: str) -> str:
     spaces = [place for place, character in enumerate(title) if character == " "]
     middle = min(spaces, key=lambda place: abs(place - len(title) / 2), default=None)
     return title if middle is None else f"{title[:middle]}\n{title[middle + 1 :]}"
+
+
+def _is_seen(value: float | str | None) -> bool:
+    """Whether it differs from 0 and has a place on an axis."""
+    return math.isfinite(_value(value)) and _value(value) != 0
 
 
 def _value(value: float | str | None) -> float:

@@ -103,7 +103,7 @@ def token_map(census: Census, rule: RuleFacts | None) -> Figure:
     axes.set_ylim(edges_y[0], edges_y[-1])
     axes.set_ylabel("advantage A")
     axes.axhline(0, color=LIGHT["soft"], linewidth=0.5)
-    ratio_axis(axes, edges_x[-1], ratio_of(rule))
+    ratio_axis(axes, edges_x[-1], ratio_of(rule), clear=0.14)
     places = _places(rule, edges_x[-1])
     top = axes if upper is None else upper
     if places:

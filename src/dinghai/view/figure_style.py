@@ -197,15 +197,15 @@ def count_axis(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def ratio_axis(axes: Axes, half_width: float, of: str) -> None:
+def ratio_axis(axes: Axes, half_width: float, of: str, clear: float) -> None:
     """An x axis of log-ratios whose ticks are ratios; its ends are marked as holding everything beyond them.
 
     Args:
-        of: whose ratio it is.
+        of: whose ratio it is. clear: share of each half that the label at its end needs for itself.
     """
     axes.set_xlim(-half_width, half_width)
     ticks = {math.log(value): f"{value:.6g}" for value in ratio_ticks(half_width)}
-    ticks = {x: text for x, text in ticks.items() if abs(x) < 0.8 * half_width}
+    ticks = {x: text for x, text in ticks.items() if abs(x) < (1 - clear) * half_width}
     digits = max(2, 1 - math.floor(math.log10(half_width)))
     for x, sign in ((-half_width, "≤"), (half_width, "≥")):
         ticks[x] = f"{sign} {math.exp(x):.{digits}g}"
