@@ -27,7 +27,7 @@ from dinghai.trace import TraceReader
 
 SETTINGS = ["--objective.rule", "dual_clip", "--update.lr", "0.001", "--update.epochs", "4"]
 SHOWS_WELL = {"inside": 1.1, "overshoot": 1.6, "relapse": 2.0, "forgotten": 0.5, "escaped": 0.5, "dual": 4.0}
-PROBABILITY = (0.03, 0.9)  # π_old of a token that was neither certain nor an accident
+PROBABILITY = (0.03, 0.3)  # π_old of a token that was no accident, and had room to become three times as likely
 EXAMPLES = Path(__file__).parents[1] / "src" / "dinghai" / "view" / "page" / "explain_examples.json"
 
 
@@ -71,7 +71,7 @@ def examples(reader: TraceReader) -> list[dict[str, Any]]:
 
 
 def usable(tokens: Tokens) -> np.ndarray:
-    """Tokens with a signal and a probability that is no accident: [N] bool."""
+    """Tokens with a signal and a probability in the range above: [N] bool."""
     p_old_N = np.exp(tokens.logp_old)
     return tokens.signal & (p_old_N > PROBABILITY[0]) & (p_old_N < PROBABILITY[1])
 

@@ -48,7 +48,7 @@ function build(data, store, language, host) {
       el("h1", "", words.say("title")), el("p", "lead", words.say("lead"))),
     el("main", "", cases.node, desk, el("div", "below", step.node, mountOnce(store, words)),
       mountClaims(data, store, words, toDesk), mountMissing(data, words), terminal.node),
-    el("footer", "", el("p", "", words.say("footer"))),
+    el("footer", "made", words.say("footer")),
   );
   const parts = [cases, ...curves, controls, verdict, step, terminal];
   const show = state => {

@@ -1,6 +1,6 @@
 // The six cases as buttons, laid out as the plane they divide: the sign of A one way, the ratio the other.
 import { el } from "./dom.js";
-import { shortFigure } from "./explain_token.js";
+import { threeDigits } from "./explain_token.js";
 import { inContext } from "./explain_verdict.js";
 
 const WHERE = { forgotten: "below", escaped: "below", inside: "within", overshoot: "above", relapse: "above", dual: "far" };
@@ -27,7 +27,7 @@ function caseButton(example, recorded, store, words) {
     el("span", "name", words.region(region), el("small", "", words.say(`cases.${WHERE[region]}`))),
     el("span", "who", words.say(`who.${region}`)),
     el("span", "text", ...inContext(example)),
-    el("span", "numbers", `r = ${shortFigure(example.ratio)} · A = ${shortFigure(example.advantage)} · w = ${shortFigure(example.weight)}`));
+    el("span", "numbers", `r = ${threeDigits(example.ratio)} · A = ${threeDigits(example.advantage)} · w = ${threeDigits(example.weight)}`));
   node.type = "button";
   node.addEventListener("click", () => store.set({
     rule: recorded.rule, parameters: recorded.parameters, fresh: true,

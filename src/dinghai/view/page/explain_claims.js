@@ -30,7 +30,7 @@ export function mountOnce(store, words) {
 }
 
 export function mountMissing(data, words) {
-  const rows = data.missing.map(rule => el("li", "", el("b", "", rule.name), ` ${words.ofRegistry(rule.title)}: `, ...marked(words.say(`missing.${rule.reason}`))));
+  const rows = data.missing.map(rule => el("li", "", el("b", "", rule.name), ` ${words.ofRegistry(rule.title)}${words.language === "zh" ? "：" : ": "}`, ...marked(words.say(`missing.${rule.reason}`))));
   return el("section", "", el("h2", "", words.say("missing.title")), el("p", "lead", ...marked(words.say("missing.note"))), el("ul", "missing", ...rows));
 }
 

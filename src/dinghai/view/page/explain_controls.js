@@ -35,7 +35,7 @@ export function mountControls(store, words) {
       }
       showRule(view.rule);
       const [low, high] = domainOf(view);
-      ratio.show(view.ratio, Math.max(low, high * 5e-3), high);
+      ratio.show(view.ratio, Math.max(low, high * 5e-3), high, view.rule.ratio === "sequence" ? 7 : 5);
       advantage.show(view.advantage, Math.min(-3, view.advantage), Math.max(3, view.advantage));
       pOld.show(view.pOld, 0.001, 0.999);
       for (const part of parts) part.show(view.parameters[part.name]);
@@ -81,8 +81,8 @@ function slider(name, onValue, allows) {
       label.textContent = text;
       for (const one of [range, field]) one.setAttribute("aria-label", text);
     },
-    show(value, low, high) {
-      shown = Number(value.toPrecision(Math.abs(value - 1) < 0.1 ? 7 : 5));
+    show(value, low, high, digits = 5) {
+      shown = Number(value.toPrecision(digits));
       range.min = Math.min(low, value);
       range.max = Math.max(high, value);
       range.value = value;

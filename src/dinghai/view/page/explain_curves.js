@@ -102,12 +102,16 @@ function noteOf(kind, view, words) {
   return words.say(view.rule.holds_constant ? "weight.note" : "weight.slope");
 }
 
+// Whether the slope of the value is what the weight is made of.
+const hasSlope = view => !view.rule.holds_constant && view.advantage !== 0 && !view.isImpossible;
+
 // Whether the value may be compared with r·A: not where it is made of log π.
 const isOfRatio = rule => !Object.values(rule.value).some(text => text.includes("π_new"));
 
 function keysOf(kind, view, plot, words) {
   const entries = [["rule", words.say("curve.rule")]];
   if (kind === "weight" || isOfRatio(view.rule)) entries.push(["without", words.say("curve.without")]);
+  if (kind === "value" && hasSlope(view)) entries.push([`slope r-${view.found.region}`, words.say("curve.slope")]);
   if (kind === "value" && view.clip) entries.push(["clipped", words.say("curve.clipped")]);
   if (kind === "weight" && plot.removes) entries.push(["removed", words.say("curve.removed")]);
   if (plot.isCut) entries.push(["impossible", words.say("curve.impossible")]);
@@ -139,8 +143,8 @@ function drawCurve(layer, kind, view, words, width) {
   let removes = false;
   if (kind === "weight") {
     for (const part of parts) {
-      const kept = part.points.map(([r, found]) => [r, keptOf(found)]);
-      const full = part.points.map(([r, found]) => [r, found.unclipped]);
+      const within = part.points.filter(([r]) => limit === null || r <= limit);
+      const kept = within.map(([r, found]) => [r, keptOf(found)]), full = within.map(([r, found]) => [r, found.unclipped]);
       if (!part.points.some(([, found]) => Math.abs(found.weight) < Math.abs(found.unclipped) * (1 - 1e-9))) continue;
       removes = true;
       const area = line([...kept, ...full.reverse()], "removed");
@@ -223,7 +227,7 @@ function tokenMarks(kind, view, x, y, bottom, domain, range) {
   const nodes = [svgEl("line", { class: "drop", x1: at, x2: at, y1: PLOT.top, y2: bottom })];
   if (kind === "weight") {
     nodes.push(svgEl("line", { class: `lever r-${found.region}`, x1: at, x2: at, y1: y(0), y2: y(found.weight) }));
-  } else if (!view.rule.holds_constant && view.advantage !== 0) {
+  } else if (hasSlope(view)) {
     const slope = found.weight / view.ratio; // dJ/dr, since w = dJ/d log r
     const run = x(domain[1]) - x(domain[0]); // pixels of the whole axis, and what a line of this slope climbs over it
     const rise = (slope * (domain[1] - domain[0]) * (bottom - PLOT.top)) / (range[1] - range[0]);

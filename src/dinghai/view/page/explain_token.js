@@ -19,6 +19,8 @@ export function shortFigure(value) {
   return figure(Number(value.toPrecision(digits)));
 }
 
+export const threeDigits = value => figure(Number(value.toPrecision(3)));
+
 // A number of this rule: that of a sequence differs from 1 in its last digits.
 export const fairFigure = (value, rule) => (rule.ratio === "sequence" ? figure(value) : figure(Number(value.toPrecision(4))));
 

@@ -1,7 +1,7 @@
 // What happens to the token, in words: region, branch of min, gradient, purpose, and the token itself where it is real.
 import { el, svgEl } from "./dom.js";
 import { marked } from "./explain_words.js";
-import { figure, fairFigure, shortFigure, percent, formulaFor, putIn } from "./explain_token.js";
+import { figure, fairFigure, threeDigits, percent, formulaFor, putIn } from "./explain_token.js";
 
 export function mountVerdict(data, words) {
   const chip = el("strong", "chip"), who = el("span", "who"), gradient = el("p", "said"), purpose = el("p", "purpose");
@@ -39,7 +39,7 @@ export function inContext(example) {
 function realToken(example, recorded, words) {
   const facts = [
     words.say("token.reward", { reward: figure(example.reward) }),
-    `A = ${shortFigure(example.advantage)}`,
+    `A = ${threeDigits(example.advantage)}`,
     words.say("controls.becomes", { old: percent(example.p_old), new: percent(example.p_old * example.ratio) }),
     words.say("token.where", { step: example.step, update: example.update + 1 }),
   ];
