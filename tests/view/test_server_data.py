@@ -579,6 +579,22 @@ def test_too_much_work_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     in_loop(talk, threads=1)
 
 
+def test_who_waits_when_the_server_ends_is_turned_away_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("dinghai.view.server.runs.overview", lambda *_: ended.wait(20))
+
+    async def talk(ask: Ask, live: Live) -> None:
+        waits = asyncio.ensure_future(ask("/api/runs/0/overview"))
+        await asyncio.sleep(0.2)
+        begun = time.monotonic()
+        live.close_soon()
+        assert (await waits).status == 503
+        assert time.monotonic() - begun < 1
+
+    with_server([run], talk)
+    ended.set()
+
+
 def test_a_reader_who_leaves_does_not_take_the_answer_from_the_others() -> None:
     async def talk(answers: Answers) -> None:
         def work() -> str:

@@ -30,7 +30,7 @@ _Task = tuple["asyncio.Future[Answer]", Callable[[], "Answer"]]
 
 
 class Busy(Exception):
-    """So much waits already that the request is turned away."""
+    """So much waits already, or the server is about to end, that the request is turned away."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,10 @@ class Answers:
         return await asyncio.shield(making)
 
     def close(self) -> None:
-        """Lets the threads end, each after what it is at. Nothing is waited for."""
+        """Turn away all who wait, and let the threads end, each after what it is at. Nothing is waited for."""
+        for making in list(self._being_made.values()):
+            if not making.done():
+                making.set_exception(Busy())
         self._workers.close()
 
     def _made(self, key: Hashable, done: asyncio.Future[Answer]) -> None:
@@ -135,6 +138,7 @@ class _Workers:
     def close(self) -> None:
         for _ in range(self._threads):
             self._waiting.put(None)
+        self._threads = 0
 
     def _work(self) -> None:
         while (task := self._waiting.get()) is not None:
@@ -154,7 +158,7 @@ def _do(future: asyncio.Future[Answer], work: Callable[[], Answer]) -> None:
 
 
 def _settle(future: asyncio.Future[Answer], result: Answer | None, error: BaseException | None) -> None:
-    if future.cancelled():
+    if future.done():  # nobody waits for it any more
         return
     if error is not None:
         future.set_exception(error)

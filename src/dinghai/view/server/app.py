@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +27,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Live:
-    """The server without its socket: the ASGI app, and the switch that ends its streams.
+    """The server without its socket: the ASGI app, and the switch that ends what is under way.
 
     Args:
         door: who may ask; its port must be set.
@@ -38,6 +39,7 @@ class Live:
         self._runs = runs
         self._answers = Answers()
         self._pages = load_pages()
+        self._loop: asyncio.AbstractEventLoop | None = None
         app = Starlette(routes=self._routes(), lifespan=self._lifespan, exception_handlers=_HANDLERS)
         app.router.redirect_slashes = False
         self.app: App = Guard(app, door)
@@ -57,8 +59,17 @@ class Live:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
         self.events.start()
         yield
+        self._close()
+
+    def close_soon(self) -> None:
+        """End all streams and turn away who waits; may be called from a signal handler."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
         self.events.close()
         self._answers.close()
 

@@ -21,7 +21,7 @@ _SHARE_OF_TIME = 0.05  # at most, for looking by itself: on a slow disk or with 
 
 
 class Events:
-    """Looks at the runs and wakes the streams. All methods but `close_soon` are called in the event loop's thread."""
+    """Looks at the runs and wakes the streams. All methods are called in the event loop's thread."""
 
     def __init__(self, runs: Runs, look_seconds: float = LOOK_SECONDS) -> None:
         self._runs = runs
@@ -32,17 +32,10 @@ class Events:
         self._news = asyncio.Event()  # set, and replaced by a new one, at each change
         self._listeners = 0
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._watcher = self._loop.create_task(self._watch())
-
-    def close_soon(self) -> None:
-        """End all streams; may be called from a signal handler."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.close)
+        self._watcher = asyncio.create_task(self._watch())
 
     def close(self) -> None:
         self._closed = True

@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
             threading.Thread(target=webbrowser.open, args=[self._opens], daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._live.events.close_soon()
+        self._live.close_soon()
         super().handle_exit(sig, frame)
 
 
