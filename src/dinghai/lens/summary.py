@@ -43,8 +43,8 @@ class Change:
 class RunSummary:
     """What is known of a run; None where its record does not say.
 
-    Fractions are of tokens with a signal, over all steps, so a step with more such tokens counts for more; shares of the
-    gradient are of what all steps together would have had.
+    Fractions are of tokens with a signal, over all steps, so a step with more such tokens counts for more; shares of
+    the gradient are of what all steps together would have had.
     """
 
     run: Path
@@ -67,7 +67,6 @@ class RunSummary:
     updates: list[UpdateSummary]  # by their index within their batch
     of_sequences: bool  # whether the rule sees the ratio of a completion rather than of a token
     no_signal_groups: float | None  # share of the groups whose advantages were all 0
-    first_non_finite: tuple[int, str] | None  # step and metric
     rule: str | None
     parameters: dict[str, float]  # of the rule, by name; those that are off are left out
     concerns: list[str]  # a sentence for each thing that looks wrong, the gravest first
@@ -155,7 +154,6 @@ def summarize_rows(run: Path, config: dict[str, Any], metrics: Metrics, notes: l
         updates=_updates(training),
         of_sequences=str(objective.get("ratio")).startswith("sequence"),
         no_signal_groups=weighted_mean(training, "groups/no_signal_fraction", weight=None),
-        first_non_finite=_first_non_finite(training),
         rule=objective.get("rule"),
         parameters=_parameters(objective),
         concerns=concerns(record),
@@ -234,14 +232,6 @@ def _updates_per_batch(config: dict[str, Any], rows: Sequence[Row]) -> int | Non
         return update["epochs"] * update["minibatches"]
     counts = [len(row["by_update"]) for row in rows if isinstance(row.get("by_update"), list)]
     return max(counts) if counts else None
-
-
-def _first_non_finite(rows: Sequence[Row]) -> tuple[int, str] | None:
-    for row in rows:
-        for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                return row["step"], key
-    return None
 
 
 def _whole(value: Any) -> int | None:
