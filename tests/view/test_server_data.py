@@ -234,6 +234,13 @@ def test_a_run_that_grows_is_seen_to_grow(run: Path) -> None:
     with_server([run], talk)
 
 
+@pytest.mark.parametrize("updates", [1, 200, 3_000])
+def test_how_far_a_run_is_stands_in_its_last_line_however_long_that_is(run: Path, updates: int) -> None:
+    by_update = [{"update": index, "some/metric": 0.123456789} for index in range(updates)]
+    append_metrics(run, json_line({"step": 7, "by_update": by_update}) + '{"step": 8, "half of')
+    assert ask_once(run, "/api/runs")[0].json()["runs"][0]["steps"] == 7
+
+
 def test_a_run_that_made_its_steps_is_finished_however_long_ago(run: Path) -> None:
     rest(run, 1e6)
     head, seen = ask_once(run, "/api/runs", "/api/runs/0/overview")

@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dinghai.errors import InputError
 from dinghai.files import parse_json, read_json
 from dinghai.lens.bins import Bins, bins_for
 from dinghai.lens.census import RunCensus, census
 from dinghai.lens.completions import Spell, group, group_heads
-from dinghai.lens.metrics_tail import MetricsTail
+from dinghai.lens.metrics_tail import LONGEST_LINE, MetricsTail
 from dinghai.lens.rule_facts import load_rule_facts
 from dinghai.lens.run_state import QUIET_SECONDS
 from dinghai.trace import TraceReader
@@ -31,7 +31,7 @@ from dinghai.view.token_text import TokenText, load_token_text, speller, tokeniz
 RUNS_AT_MOST = 500  # of a folder that holds runs, the newest
 NOTES_AT_MOST = 5
 _METRICS, _CONFIG = "metrics.jsonl", "config.json"
-_TAIL_BYTES = 256 * 1024  # of the metrics, for the lines of the last steps
+_TAIL_BYTES = 128 * 1024  # of the metrics, for the lines of the last steps
 _LAST_STEPS = 10
 
 Stamp = tuple[Any, ...]  # of files: another one where they changed
@@ -453,14 +453,24 @@ def _progress(folder: Path) -> tuple[int, float]:
         return 0, 0.0
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]  # what follows the last line feed is being written
+            rows = _last_rows(file)
     except OSError:
         return 0, 0.0
-    rows = [row for row in map(_row, lines[-_LAST_STEPS:]) if row is not None]
     took = [row.get("seconds/step") for row in rows]
     return (rows[-1]["step"] if rows else 0), max((s for s in took if isinstance(s, int | float)), default=0.0)
+
+
+def _last_rows(file: BinaryIO) -> list[dict[str, Any]]:
+    """Some of the last rows of a metrics file, of however many updates they tell."""
+    size = file.seek(0, os.SEEK_END)
+    length = _TAIL_BYTES
+    while True:
+        file.seek(max(0, size - length))
+        lines = file.read(length).split(b"\n")[:-1]  # what follows the last line feed is being written
+        rows = [row for row in map(_row, lines[-_LAST_STEPS:]) if row is not None]
+        if rows or length >= min(size, LONGEST_LINE):
+            return rows
+        length *= 8
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
