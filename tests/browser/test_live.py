@@ -85,22 +85,16 @@ def wait_until_drawn(page: Any) -> None:
     page.wait_for_selector("#clip svg")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_it_opens_without_a_fault(
-    run: Path, serve: Any, open_page: Any, screenshot: Any, width: int, dark: bool
-) -> None:
-    page = open_page(serve(run).address, width=width, dark=dark)
+def test_it_says_what_run_it_shows_and_how_far_that_is(run: Path, serve: Any, open_page: Any) -> None:
+    page = open_page(serve(run).address)
     wait_until_drawn(page)
     assert page.inner_text("h1") == "addition-1"
     assert page.inner_text("#state").startswith("running, step 5 of 100")
     assert page.title() == "addition-1 · step 5 of 100 · Dinghai"
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not page.is_visible("#runs")
     assert not page.is_visible("#compare")
     named = page.locator("#bar button:visible").all_inner_texts()
     assert named == ["Summary", "Curves", "What the rule did", "Where the rule acts", "Token by token", "Settings"]
-    screenshot(page, f"live-{width}-{'dark' if dark else 'light'}")
 
 
 def test_new_steps_appear_by_themselves_and_the_reader_stays_where_he_is(run: Path, serve: Any, open_page: Any) -> None:
