@@ -50,8 +50,13 @@ def _updates(summary: RunSummary, config: dict[str, Any]) -> Tile | None:
     update = config.get("update")
     made_of = ""
     if isinstance(update, dict) and "epochs" in update and "minibatches" in update:
-        made_of = f"{update['epochs']} epochs × {update['minibatches']} minibatches"
+        made_of = " × ".join(_number_of(update[name], name) for name in ("epochs", "minibatches"))
     return "Updates per batch", str(summary.updates_per_batch), made_of
+
+
+def _number_of(count: Any, things: str) -> str:
+    one = {"epochs": "epoch", "minibatches": "minibatch"}[things]
+    return f"{count} {one if count == 1 else things}"
 
 
 def _rule(summary: RunSummary) -> Tile | None:

@@ -169,6 +169,8 @@ export function drawStack(card, chart, width) {
   const pieces = [];  // of steps at which everything is finite
   steps.forEach((_, i) => { if (!lost[i]) { if (i === 0 || lost[i - 1]) pieces.push([]); pieces[pieces.length - 1].push(i); } });
   const floor = steps.map(() => 0);
+  // A line between areas that zigzags from step to step would cover them.
+  const dense = (plot.x(xDomain[1]) - plot.x(xDomain[0])) / steps.length < 3 ? " dense" : "";
   chart.series.forEach((one, row) => {
     const edge = (step, value) => `${plot.x(step).toFixed(1)} ${plot.y(Math.min(top, value)).toFixed(1)}`;
     for (const piece of pieces) {
@@ -176,7 +178,7 @@ export function drawStack(card, chart, width) {
       const places = piece.length > 1 ? piece.map(i => [steps[i], i]) : [[steps[piece[0]] - 0.2, piece[0]], [steps[piece[0]] + 0.2, piece[0]]];
       const upper = places.map(([step, i]) => edge(step, floor[i] + values[row][i]));
       const lower = places.map(([step, i]) => edge(step, floor[i])).reverse();
-      plot.svg.append(svgEl("path", { class: `area r-${one.name}`, d: `M${upper.join("L")}L${lower.join("L")}Z` }));
+      plot.svg.append(svgEl("path", { class: `area r-${one.name}${dense}`, d: `M${upper.join("L")}L${lower.join("L")}Z` }));
     }
     steps.forEach((_, i) => { floor[i] += values[row][i]; });
   });
