@@ -175,9 +175,12 @@ def measure(run: Path, browsed: int) -> dict[str, Any]:
 
     first, again = open_step(steps[0]), open_step(steps[0])
     some = random.Random(1).sample(steps, min(browsed, len(steps)))
+    begun = time.process_time()
     opened = [open_step(step)["open"] for step in some]
+    processor = (time.process_time() - begun) / max(1, len(some))
     whole = clocked(lambda: census(reader, bins=bins)) if browsed else 0.0
-    return {"first": first, "again": again, "opened": opened, "whole": whole, "megabytes": megabytes()}
+    found = {"first": first, "again": again, "opened": opened, "whole": whole}
+    return found | {"processor": processor, "megabytes": megabytes()}
 
 
 def clocked(action: Callable[[], object]) -> float:
@@ -249,11 +252,19 @@ def measure_served(run: Path) -> dict[str, Any]:
             counted.result()
 
         some = random.Random(2).sample(steps, min(STEPS_BROWSED, len(steps)))
+        begun = processor_seconds(process)
         opened = [clocked(functools.partial(open_step, step)) for step in some]
+        processor = (processor_seconds(process) - begun) / len(some)
         whole = clocked(lambda: browser.get("/api/runs/0/census"))
         status = Path(f"/proc/{process}/status").read_text()
         peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    return {"first": first, "opened": opened, "whole": whole, "megabytes": peak}
+    return {"first": first, "opened": opened, "whole": whole, "processor": processor, "megabytes": peak}
+
+
+def processor_seconds(process: int) -> float:
+    """What a process has had of the processor so far."""
+    numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def first_page(browser: Browser) -> None:
@@ -343,12 +354,14 @@ def browse(folder: Path, steps: int) -> int:
     table.row(
         f"run of {steps * TOKENS_A_STEP:,} recorded tokens: {slowest}", max(found["opened"]), "s", SECONDS_TO_OPEN
     )
+    table.row("… of the processor's time, a step", found["processor"], "s")
     table.row("… census of the run", found["whole"], "s")
     table.row("… memory of the process", found["megabytes"], "MB", MEGABYTES)
     found = measure_served(folder / "long")
     table.row("… `dinghai watch`: first page with all it needs", found["first"]["seconds"], "s", SECONDS_TO_OPEN)
     table.row("… its bytes, compressed", found["first"]["kilobytes"], "kB", FIRST_KILOBYTES)
     table.row(f"… {slowest}", max(found["opened"]), "s", SECONDS_TO_OPEN)
+    table.row("… of the processor's time, a step", found["processor"], "s")
     table.row("… census of the run", found["whole"], "s")
     table.row("… memory of the server", found["megabytes"], "MB", MEGABYTES)
     print(busy())
