@@ -11,30 +11,24 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dinghai.errors import InputError
-from dinghai.files import parse_json, read_json
 from dinghai.lens.bins import Bins, bins_for
 from dinghai.lens.census import RunCensus, census
 from dinghai.lens.completions import Spell, group, group_heads
-from dinghai.lens.metrics_tail import LONGEST_LINE, MetricsTail
+from dinghai.lens.metrics_tail import MetricsTail
 from dinghai.lens.rule_facts import load_rule_facts
-from dinghai.lens.run_state import QUIET_SECONDS
 from dinghai.trace import TraceReader
-from dinghai.trace.schema import MARKER, step_folder, step_number
+from dinghai.trace.schema import MARKER, step_folder
 from dinghai.view.excerpt import with_token_texts
 from dinghai.view.overview import overview
+from dinghai.view.server.seen import CONFIG, METRICS, Seen, Stamp, leads_out_of, modified, stamp_of
 from dinghai.view.terminal import safe
 from dinghai.view.token_text import TokenText, load_token_text, speller, tokenizer_file
 
 RUNS_AT_MOST = 500  # of a folder that holds runs, the newest
 NOTES_AT_MOST = 5
-_METRICS, _CONFIG = "metrics.jsonl", "config.json"
-_TAIL_BYTES = 128 * 1024  # of the metrics, for the lines of the last steps
-_LAST_STEPS = 10
-
-Stamp = tuple[Any, ...]  # of files: another one where they changed
 
 
 class Gone(InputError):
@@ -100,19 +94,19 @@ class WatchedRun:
         self.name = safe(name)
         self.begun = 0.0  # seconds since 1970, when its settings were written
         self.trace = TraceReader(folder / "trace")
-        self._metrics = MetricsTail(folder / _METRICS)
+        self._metrics = MetricsTail(folder / METRICS)
         self._lock = threading.Lock()  # of what is read once and kept
         self._text: tuple[Stamp, TokenText | None, Spell | None] | None = None
         self._bins: tuple[Stamp, Bins] | None = None
         self._counted: tuple[Bins, RunCensus] | None = None
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._version, self._trace_version = 0, 0
 
     # --- how far it is ---
 
     def look(self) -> bool:
         """Look at the run's files; whether anything that the page shows of it changed."""
-        before, self._seen = self._seen, _Seen.of(self.folder, self._seen)
+        before, self._seen = self._seen, Seen.of(self.folder, self._seen)
         now = self._seen
         self.begun = self.begun or now.begun
         if before is not None and now.shown == before.shown:
@@ -124,7 +118,7 @@ class WatchedRun:
 
     def head(self) -> dict[str, Any]:
         """Name, state and counters: `version` grows with every change, `trace` with those of the trace."""
-        seen = self._seen or _Seen.of(self.folder, None)
+        seen = self._seen or Seen.of(self.folder, None)
         return {
             "id": str(self.id),
             "name": self.name,
@@ -147,7 +141,7 @@ class WatchedRun:
 
     def step_stamp(self, step: int) -> Stamp:
         """Of one step: a resumed run writes its steps anew."""
-        return (self.id, step, _stamp(step_folder(self.trace.folder, step) / MARKER))
+        return (self.id, step, stamp_of(step_folder(self.trace.folder, step) / MARKER))
 
     # --- what is asked of it ---
 
@@ -157,7 +151,7 @@ class WatchedRun:
         Raises:
             InputError: it is no run (any more), or its metrics are damaged.
         """
-        self._check_links(_CONFIG, _METRICS, "versions.json", "rule.json", "trace")
+        self._check_links(CONFIG, METRICS, "versions.json", "rule.json", "trace")
         data = overview(self.folder, self._metrics.read())
         head = self.head()
         notes = [self.without_path(note) for note in data["notes"]]
@@ -247,9 +241,9 @@ class WatchedRun:
         """From token ids to their texts, one by one and together; None where the run has no tokenizer (yet)."""
         file = tokenizer_file(self.folder)
         with self._lock:
-            stamp = _stamp(file)
+            stamp = stamp_of(file)
             if self._text is None or self._text[0] != stamp:
-                text = None if _leads_out_of(self.folder, file) else load_token_text(file)
+                text = None if leads_out_of(self.folder, file) else load_token_text(file)
                 self._text = (stamp, text, speller(text) if text is not None else None)
             return self._text[1:]
 
@@ -278,7 +272,7 @@ class WatchedRun:
             InputError: one of the names is such a link.
         """
         for name in names:
-            if _leads_out_of(self.folder, self.folder / name):
+            if leads_out_of(self.folder, self.folder / name):
                 raise InputError(f"{name} of {self.name} is a link that leads out of the run, and is not followed")
 
     def _check_step(self, step: int, update: int | None = None) -> None:
@@ -297,72 +291,16 @@ class WatchedRun:
         """Whether a step or one of its files is a link to elsewhere; says so in `notes`."""
         folder = step_folder(self.trace.folder, step)
         paths = [folder, folder / MARKER]
-        if not any(_leads_out_of(self.folder, path) for path in paths):
+        if not any(leads_out_of(self.folder, path) for path in paths):
             try:
                 paths = [folder / name for name in self.trace.marker(step).files]
             except InputError:
                 return False  # it is not complete, and so nothing of it is read
-        leads_out = [path for path in paths if _leads_out_of(self.folder, path)]
+        leads_out = [path for path in paths if leads_out_of(self.folder, path)]
         if leads_out:
             name = "it" if leads_out[0] == folder else leads_out[0].name
             notes.append(f"step {step} is not shown: {name} is a link that leads out of the run, and is not followed")
         return bool(leads_out)
-
-
-class _Seen:
-    """What a look at a run's files showed."""
-
-    def __init__(self) -> None:
-        self.files: Stamp = ()
-        self.trace: Stamp = ()
-        self.state = "stopped"
-        self.steps = 0
-        self.planned: int | None = None
-        self.begun = 0.0  # seconds since 1970, as is `written`
-        self.written = 0.0  # the last sign of life
-        self.note: str | None = None
-        self._took = 0.0  # seconds, the slowest of the last steps
-        self._newest_steps: tuple[Stamp, list[Path]] = ((), [])
-
-    @classmethod
-    def of(cls, folder: Path, before: _Seen | None) -> _Seen:
-        """Read again only what changed since `before`."""
-        seen = cls()
-        config, metrics = _stamp(folder / _CONFIG), _stamp(folder / _METRICS)
-        seen.files = (config, metrics, _stamp(folder / "rule.json"))
-        seen._look_at_trace(folder / "trace", before)
-        if before is not None and before.files == seen.files:
-            seen.steps, seen.planned, seen._took = before.steps, before.planned, before._took
-        else:
-            seen.planned = _planned(folder)
-            seen.steps, seen._took = _progress(folder)
-        times = [_modified(one) for one in (config, metrics, *seen.trace)]
-        seen.begun = _modified(config) or _modified(metrics)
-        seen.written = max(times)
-        seen._judge(folder)
-        return seen
-
-    @property
-    def shown(self) -> Stamp:
-        return (self.files, self.trace, self.state, self.note)
-
-    def _look_at_trace(self, folder: Path, before: _Seen | None) -> None:
-        """The stamps of the two newest steps' markers; the second newest may still lack its own."""
-        stamp = _stamp(folder)
-        if before is not None and before._newest_steps[0] == stamp:
-            self._newest_steps = before._newest_steps
-        else:
-            self._newest_steps = (stamp, _newest_steps(folder))
-        self.trace = (stamp, *(_stamp(step / MARKER) for step in self._newest_steps[1]))
-
-    def _judge(self, folder: Path) -> None:
-        """Finished is what made all its steps; of the others nobody knows more than when they last wrote."""
-        if not folder.is_dir():
-            self.state, self.note = "stopped", "its folder is gone"
-        elif self.planned is not None and self.steps >= self.planned:
-            self.state = "finished"
-        elif self.written and time.time() - self.written < max(QUIET_SECONDS, 10 * self._took):
-            self.state = "running"
 
 
 def _runs_in(folder: Path, notes: list[str]) -> Iterator[Path]:
@@ -380,7 +318,7 @@ def _runs_in(folder: Path, notes: list[str]) -> Iterator[Path]:
     for entry in entries:
         if not _is_run(entry):
             continue
-        if _leads_out_of(folder.resolve(), entry):
+        if leads_out_of(folder.resolve(), entry):
             notes.append(f"{name}/{safe(entry.name)} is a link that leads out of {name}: name it to watch it")
         else:
             runs.append(entry)
@@ -388,12 +326,12 @@ def _runs_in(folder: Path, notes: list[str]) -> Iterator[Path]:
         notes.append(f"there is no run in {name} yet: it appears here when it begins")
     if len(runs) > RUNS_AT_MOST:
         notes.append(f"{name} holds {len(runs)} runs, of which the {RUNS_AT_MOST} newest are shown")
-        runs = sorted(runs, key=lambda run: -_modified(_stamp(run / _CONFIG)))[:RUNS_AT_MOST]
+        runs = sorted(runs, key=lambda run: -modified(stamp_of(run / CONFIG)))[:RUNS_AT_MOST]
     yield from runs
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / _CONFIG).is_file() or (folder / _METRICS).is_file()
+    return (folder / CONFIG).is_file() or (folder / METRICS).is_file()
 
 
 def _name_apart(runs: Sequence[WatchedRun]) -> None:
@@ -404,78 +342,3 @@ def _name_apart(runs: Sequence[WatchedRun]) -> None:
     for run in runs:
         name = run.plain_name
         run.name = safe(name if counts[name] == 1 else f"{run.folder.parent.name}/{name}")
-
-
-def _leads_out_of(folder: Path, path: Path) -> bool:
-    """Whether a link, the path itself or one on the way to it, leads out of `folder`, which is resolved."""
-    on_the_way = [path, *(one for one in path.parents if one.is_relative_to(folder) and one != folder)]
-    if not any(map(os.path.islink, on_the_way)):  # much cheaper than to resolve, and nearly always so
-        return False
-    return not Path(os.path.realpath(path)).is_relative_to(folder)
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
-
-
-def _modified(stamp: Stamp) -> float:
-    """Seconds since 1970; 0 where there is no file."""
-    return float(stamp[0]) / 1e9
-
-
-def _newest_steps(trace: Path) -> list[Path]:
-    try:
-        numbers = sorted(number for entry in os.scandir(trace) if (number := step_number(Path(entry.name))) is not None)
-    except OSError:
-        return []
-    return [step_folder(trace, number) for number in numbers[-2:]]
-
-
-def _planned(folder: Path) -> int | None:
-    """The number of steps that the run was to make; None where its settings do not say."""
-    if _leads_out_of(folder, folder / _CONFIG):
-        return None
-    try:
-        planned = read_json(folder / _CONFIG)["run"]["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # the overview says what is wrong with the settings
-    return planned if isinstance(planned, int) else None
-
-
-def _progress(folder: Path) -> tuple[int, float]:
-    """The last step, and the seconds that the slowest of the last ones took, from the end of the metrics alone."""
-    path = folder / _METRICS
-    if _leads_out_of(folder, path) or not path.is_file():  # to open a pipe would be to wait for its writer
-        return 0, 0.0
-    try:
-        with path.open("rb") as file:
-            rows = _last_rows(file)
-    except OSError:
-        return 0, 0.0
-    took = [row.get("seconds/step") for row in rows]
-    return (rows[-1]["step"] if rows else 0), max((s for s in took if isinstance(s, int | float)), default=0.0)
-
-
-def _last_rows(file: BinaryIO) -> list[dict[str, Any]]:
-    """Some of the last rows of a metrics file, of however many updates they tell."""
-    size = file.seek(0, os.SEEK_END)
-    length = _TAIL_BYTES
-    while True:
-        file.seek(max(0, size - length))
-        lines = file.read(length).split(b"\n")[:-1]  # what follows the last line feed is being written
-        rows = [row for row in map(_row, lines[-_LAST_STEPS:]) if row is not None]
-        if rows or length >= min(size, LONGEST_LINE):
-            return rows
-        length *= 8
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = parse_json(line)
-    except ValueError:
-        return None  # cut by the place where the reading began, or damaged, which the overview says
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
