@@ -357,6 +357,14 @@ def test_a_torn_last_line_is_said(run: Path) -> None:
     assert seen["steps"] == 6
 
 
+def test_a_damaged_rule_is_said_and_all_else_shown(run: Path) -> None:
+    (run / "rule.json").write_text('{"version": 1}')
+    overview, census = ask_once(run, "/api/runs/0/overview", "/api/runs/0/census")
+    assert "rule.json is damaged" in " ".join(overview.json()["notes"])
+    assert overview.json()["rule"] is None
+    assert census.json()["tokens"] > 0
+
+
 def test_a_damaged_line_is_said_without_the_path(run: Path) -> None:
     append_metrics(run, "nonsense\n" + json_line({"step": 8}))
     answered = ask_once(run, "/api/runs/0/overview")[0]

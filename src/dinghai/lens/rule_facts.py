@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dinghai.errors import InputError, RunFailed
+from dinghai.errors import DinghaiError, InputError, RunFailed
 from dinghai.files import read_json
 from dinghai.lens.regions import REGIONS
 
@@ -49,6 +49,14 @@ def load_rule_facts(run_folder: Path) -> dict[str, Any] | None:
             "shown without its rule's boundaries"
         ) from error
     return {key: facts[key] for key in ("version", *_TEXTS, "parameters", "boundaries", "weights", *_OPTIONAL_TEXTS)}
+
+
+def readable_rule_facts(run_folder: Path) -> dict[str, Any] | None:
+    """As `load_rule_facts`, for who can do without: None for a damaged file too, which the overview tells of."""
+    try:
+        return load_rule_facts(run_folder)
+    except DinghaiError:
+        return None
 
 
 def _check(facts: Any) -> None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinghai.errors import DinghaiError, InputError
+from dinghai.errors import InputError
 from dinghai.files import read_json
 from dinghai.lens.concerns import THRESHOLDS, Record, concerns, table
 from dinghai.lens.metrics_file import Metrics, load_metrics
 from dinghai.lens.noise import noise_floor
 from dinghai.lens.regions import REGIONS
-from dinghai.lens.rule_facts import load_rule_facts
+from dinghai.lens.rule_facts import readable_rule_facts
 from dinghai.lens.run_state import run_state
 from dinghai.lens.series import Row, is_number, mean_share, share_of_signal, steps_and_values, weighted_mean
 
@@ -199,10 +199,7 @@ def _updates(rows: Sequence[Row]) -> list[UpdateSummary]:
 
 def _nearest_bound(run: Path, objective: dict[str, Any]) -> float | None:
     """|log r| of the rule's bound nearest to r = 1, by the rule's own account, else by epsilon."""
-    try:
-        facts = load_rule_facts(run)
-    except DinghaiError:
-        facts = None  # the overview says that the file is damaged
+    facts = readable_rule_facts(run)
     places = [abs(float(boundary["log_ratio"])) for boundary in facts["boundaries"]] if facts else []
     places = [place for place in places if place > 0]
     if not places and facts is None:

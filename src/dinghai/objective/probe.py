@@ -39,7 +39,8 @@ RARE = math.exp(-REACH)
 """A probability under π_old from which π_new can rise by REACH."""
 
 CURVE_POINTS = 80  # on each side of r = 1
-BANDS_SHOWN = 8.0  # how far a curve goes, in units of the band's widest bound: somewhat farther than the map of tokens does
+BANDS_SHOWN = 8.0
+"""How far a curve goes, in units of the band's widest bound: somewhat farther than the map of tokens does."""
 
 # Where a curve ends if the rule has no boundary to show: as far as tokens go in a run whose ratios nothing holds.
 REACH_WITHOUT_BOUNDARIES: dict[RatioLevel, float] = {

@@ -56,7 +56,7 @@ OPTIONAL = ("log_ratio", "factor", "correction", "kl_weight")
 
 # What the clip decided on (logp_old, logp_new, log_ratio, advantage) is kept to the last bit, so that a replay decides
 # the same. The rest is rounded to what its readers need, to keep a token under 16 bytes. Relative errors of weight and
-# correction 2**-17 (8e-6), of entropy and kl_weight 2**-9 (0.2 %). Sampler log-probs matter as differences from
+# correction 2**-16 (1.5e-5), of entropy and kl_weight 2**-8 (0.4 %). Sampler log-probs matter as differences from
 # logp_old, so theirs is absolute: 2**-19 nats (2e-6), what float32 itself leaves of a log-prob, and far below the
 # smallest epsilon in use (3e-4, sequence ratios).
 SIGNIFICANT_BITS = {"weight": 16, "entropy": 8, "correction": 16, "kl_weight": 8}

@@ -12,7 +12,7 @@ from dinghai.errors import DinghaiError, InputError
 from dinghai.lens.bins import bins_for
 from dinghai.lens.census import census
 from dinghai.lens.metrics_file import Metrics
-from dinghai.lens.rule_facts import load_rule_facts
+from dinghai.lens.rule_facts import readable_rule_facts
 from dinghai.lens.summary import load_run_metrics
 from dinghai.trace import TraceReader
 from dinghai.trace.files import changing_disk, write_atomically
@@ -90,10 +90,7 @@ def _clip_figures(run_folder: Path, counted: dict[str, Any], rule: dict[str, Any
 
 def _counted(run_folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The census of the whole run, where it has a trace, and what is known of its rule."""
-    try:
-        rule = load_rule_facts(run_folder)
-    except DinghaiError:
-        rule = None  # the report says what is wrong with it
+    rule = readable_rule_facts(run_folder)
     reader = TraceReader(run_folder / "trace")
     try:
         if not reader.steps():

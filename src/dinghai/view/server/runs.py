@@ -18,7 +18,7 @@ from dinghai.lens.bins import Bins, bins_for
 from dinghai.lens.census import RunCensus, census
 from dinghai.lens.completions import Spell, group, group_heads
 from dinghai.lens.metrics_tail import MetricsTail
-from dinghai.lens.rule_facts import load_rule_facts
+from dinghai.lens.rule_facts import readable_rule_facts
 from dinghai.trace import TraceReader
 from dinghai.trace.schema import MARKER, step_folder
 from dinghai.view.excerpt import with_token_texts
@@ -253,7 +253,7 @@ class WatchedRun:
             steps = self.trace.steps()
             stamp = (len(steps).bit_length(), steps[:1])
             if self._bins is None or self._bins[0] != stamp:
-                self._bins = (stamp, bins_for(self.trace, load_rule_facts(self.folder)))
+                self._bins = (stamp, bins_for(self.trace, readable_rule_facts(self.folder)))
             return self._bins[1]
 
     def _census_of_run(self, bins: Bins) -> RunCensus:
