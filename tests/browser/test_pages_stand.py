@@ -16,20 +16,20 @@ from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "view"), str(TESTS.parent / "benchmarks")]  # made-up runs and their server; large ones
+sys.path.insert(0, str(Path(__file__).parents[1] / "view"))  # the made-up run and the server of the tests of views
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # a run of a million tokens a step
 from served import Served
 from synthetic_run import make_run
 
 from dinghai.files import json_line
 from dinghai.view.report import write_report
 
-EXPLAINER = TESTS.parent / "docs" / "explain.html"
+EXPLAINER = Path(__file__).parents[2] / "docs" / "explain.html"
 PAGES = ["report", "live", "explainer"]
 SECONDS_TO_OPEN = 5  # five times what benchmarks/browse_page.py holds it to, on a machine that does other things too
 CONTRAST = 4.5  # WCAG AA for text
 TABS_AT_MOST = 400
-LOOKS = (TESTS / "browser" / "looks.js").read_text()
+LOOKS = (Path(__file__).parent / "looks.js").read_text()
 
 
 def ask(page: Any, question: str, *given: float) -> Any:
