@@ -84,6 +84,14 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
     ),
 ]
 
+# Of charts with several curves: what each is, for a page that shows it alone.
+_OF_ITS_OWN = {
+    "clip/stopped_fraction": "of the tokens with a signal: gradient exactly zero",
+    "clip/band_fraction": "of the tokens with a signal: ratio beyond the rule's bounds",
+    "groups/no_signal_fraction": "of the groups: every advantage was 0",
+    "completion/truncated_fraction": "of the completions: cut at the longest length",
+}
+
 _OUTSIDE = ["overshoot", "relapse", "forgotten", "escaped", "dual", "dropped"]
 
 
@@ -191,7 +199,8 @@ def _series(name: str, rows: Sequence[Row], key: str, spread: bool = True) -> di
     values = [row[key] for row in rows if _is_number(row.get(key))]
     every = _thinning(len(values))
     thinned = {"every": every, "last": _number(values[-1])} if every > 1 else {}
-    return {"name": name, "points": points(rows, key, spread), **thinned}
+    note = {"note": _OF_ITS_OWN[key]} if key in _OF_ITS_OWN else {}
+    return {"name": name, "points": points(rows, key, spread), **thinned, **note}
 
 
 def points(rows: Sequence[Row], key: str, spread: bool = True) -> list[list[Any]]:

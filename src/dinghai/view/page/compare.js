@@ -52,8 +52,9 @@ export function overlaid(known) {
     const place = data.curves.findIndex(chart => chart.title.startsWith("Stopped")) + 1;
     for (const chart of [...data.curves.slice(0, place), ...removedInAll(data), ...data.curves.slice(place)]) {
       for (const one of chart.series) {
-        const title = titleOf(chart, one), key = `${title}: ${chart.note}`;  // estimates of other kinds have other notes
-        if (!charts.has(key)) charts.set(key, { key, title, note: chart.note, share: chart.share, series: [] });
+        const title = titleOf(chart, one), note = one.note || chart.note;
+        const key = `${title}: ${note}`;  // estimates of other kinds have other notes
+        if (!charts.has(key)) charts.set(key, { key, title, note, share: chart.share, series: [] });
         charts.get(key).series.push({ ...one, run: run.slot, label: run.name });
       }
     }
