@@ -1,15 +1,16 @@
 """What the trace costs: bytes a token on disk, and the share of a training step's time.
 
-    python benchmarks/recording.py [--pairs 5] [--only bytes|time|reading]
+    python benchmarks/recording.py [--turns 10] [--only bytes|time|reading]
 
 Bytes: of the files that hold a row for each token and update, of real runs and of made-up tokens that do not compress.
 The bar: at most 16 a row; none for the last three, the dearest cases there are. Beside it those of all files, with
 prompts and completions.
 
-Time, measured twice. First the clock around every call that the training makes for the trace, waiting included, over
-the clock around the steps: the bar is 3 %, and 0.5 % with the trace off, where what is left is a factor that the loss
-hands out. Then the same run with and without a trace, in turn: the ratio of their times, of their processor time (which
-also counts the thread that writes), and, for what such a ratio is worth, that of two runs that are both without.
+Time, measured in two ways. First the clock around all that the training's own thread does for the trace, waiting
+included, over the clock around its steps. The bar is 3 %, and 0.5 % with the trace off, where the loss's factor is all
+that is left. Then steps with and without a trace, which take turns within one run, as recording changes nothing of what
+is trained: how far their medians are apart, in time and in processor time (which counts the thread that writes as
+well), and, for what such a figure is worth, how far those of two kinds of steps without a trace are.
 
 Reading: 2,000 steps listed, and six columns of a million tokens read, by a reader that has done so before.
 
@@ -23,7 +24,6 @@ import contextlib
 import io
 import os
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -43,18 +43,23 @@ from dinghai.config.settings import TrainSettings
 from dinghai.objective.layout import Layout
 from dinghai.objective.reduce import Reduction
 from dinghai.trace import BackgroundWriter, Samples, TraceReader, TraceWriter
-from dinghai.train import record, run
+from dinghai.train import loop, record, run
 
 INF = float("inf")
 BYTES, SHARE_ON, SHARE_OFF, READ_SECONDS, LIST_SECONDS = 16.0, 0.03, 0.005, 0.4, 0.05
 
 LONG = {
-    "model": {"layers": 4, "hidden_size": 256, "context": 512},
+    "model": {"layers": 4, "context": 512},
+    "task": {"kind": "addition", "held_out": 8},
     "cold_start": {"steps": 0},
-    "rollout": {"prompts": 8, "max_new_tokens": 256},
+    "rollout": {"prompts": 4, "max_new_tokens": 256},
     "evaluation": {"every": 1000},
 }
 MISMATCH = {"rollout": {"top_p": 0.9}}  # an engine that draws from another distribution than the trainer's
+OF_TIME: dict[str, tuple[dict[str, Any], int]] = {  # settings, and steps in a block
+    "the default run": ({}, 6),
+    "4 layers, 256 new tokens, untrained": (LONG, 2),
+}
 OF_BYTES: dict[str, dict[str, Any]] = {
     "the default run": {},
     "GSPO": {"objective": {"rule": "gspo"}},
@@ -164,128 +169,134 @@ def report_bytes(folder: Path) -> bool:
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
+KINDS = ("on", "off", "off again")
+
+
 @dataclass
-class Clock:
-    """Seconds of a run's steps but the first two, and of what they did for the trace."""
+class Steps:
+    """The steps of one kind: seconds, of the processor in all threads, and what the training gave the trace of them."""
 
-    steps: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)  # of all threads
-    recording: list[float] = field(default_factory=list)  # in the thread that trains
-    _open: float = 0.0  # of the current step
+    seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    recording: list[float] = field(default_factory=list)
 
-    def settled(self, seconds: list[float]) -> float:
-        return sum(seconds[2:])
+
+def kind_of(step: int, block: int) -> tuple[str, bool]:
+    """Which kind a step is of, and whether it counts: the first of a block may still bear the block before it.
+
+    Blocks of `block` steps take turns, each time in another order, so that a drift favours none of them.
+    """
+    turn, place = divmod((step - 1) // block, len(KINDS))
+    return KINDS[(place + turn) % len(KINDS)], (step - 1) % block > 0
 
 
 @contextlib.contextmanager
-def clocked() -> Iterator[Clock]:
-    """Measures the run within it."""
-    clock = Clock()
-    saved: list[tuple[Any, str, Any]] = []
+def clocked(block: int) -> Iterator[dict[str, Steps]]:
+    """Measures the run within it, which has a trace in some of its blocks of steps and none in the others."""
+    found = {kind: Steps() for kind in KINDS}
+    waited = [0.0]  # for the trace, since the last step ended
+    undo: list[Callable[[], None]] = []
 
-    def wrap(owner: Any, name: str, call: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def replace(owner: Any, name: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         original = getattr(owner, name)
-        saved.append((owner, name, original))
-        setattr(owner, name, call(original))
+        undo.append(lambda: setattr(owner, name, original))
+        setattr(owner, name, by(original))
 
-    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
             begun = time.perf_counter()
             try:
                 return original(*arguments, **more)
             finally:
-                clock._open += time.perf_counter() - begun
+                waited[0] += time.perf_counter() - begun
 
         return call
 
-    def step(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            # What the trace is waited for before a checkpoint belongs to the step before it.
-            if clock.recording:
-                clock.recording[-1] += clock._open
-            clock._open = 0.0
+    def step_record(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(step: int, collected: Any, trace: Any, ratio: Any) -> Any:
+            return original(step, collected, trace if kind_of(step, block)[0] == "on" else None, ratio)
+
+        return call
+
+    def whole_step(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(parts: Any, step: int, next_prompt: int) -> Any:
+            kind, counts = kind_of(step, block)
+            waited[0] = 0.0
             begun, processor = time.perf_counter(), time.process_time()
-            result = original(*arguments)
-            clock.steps.append(time.perf_counter() - begun)
-            clock.processor.append(time.process_time() - processor)
-            clock.recording.append(clock._open)
-            clock._open = 0.0
+            result = original(parts, step, next_prompt)
+            if counts:
+                found[kind].seconds.append(time.perf_counter() - begun)
+                found[kind].processor.append(time.process_time() - processor)
+                found[kind].recording.append(waited[0])
             return result
 
         return call
 
-    for owner, name in (
-        (record, "_trace_samples"),
-        (record.StepRecord, "_trace_columns"),
-        (record.StepRecord, "_write_trace"),
-        (BackgroundWriter, "begin_step"),
-        (BackgroundWriter, "finish_step"),
-        (BackgroundWriter, "wait"),
-    ):
-        wrap(owner, name, recording)
-    wrap(run, "train_step", lambda original: original)
-    wrap(run, "_step", step)
+    def before_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(trace: Any) -> Any:
+            begun = time.perf_counter()
+            original(trace)
+            if found["on"].recording:  # on top of the steps, as the training waits outside them
+                found["on"].recording[-1] += time.perf_counter() - begun
+
+        return call
+
+    replace(record, "_trace_samples", timed)
+    replace(record.StepRecord, "_trace_columns", timed)
+    replace(record.StepRecord, "_write_trace", timed)
+    replace(BackgroundWriter, "begin_step", timed)
+    replace(BackgroundWriter, "finish_step", timed)
+    replace(BackgroundWriter, "wait", before_checkpoint)
+    replace(loop, "StepRecord", step_record)
+    replace(run, "_step", whole_step)
     try:
-        yield clock
-        clock.recording[-1] += clock._open
+        yield found
     finally:
-        for owner, name, original in reversed(saved):
-            setattr(owner, name, original)
+        for back in reversed(undo):
+            back()
 
 
-def time_of(folder: Path, change: dict[str, Any], traced: bool) -> Clock:
-    place = f"run-{time.monotonic_ns()}"
-    with clocked() as clock:
-        quietly(settings_of(folder, place, change, {"trace": {"enabled": traced}}))
-    shutil.rmtree(folder / place)
-    return clock
+def seconds_of_factor(rows: int, updates: int) -> float:
+    """What is still done for a trace where there is none: the loss gives its factor the caller's shape, each update."""
+    layout = Layout.packed(torch.Size([rows]), torch.tensor([0, rows]), torch.ones(rows, dtype=torch.bool))
+    factor_N = Reduction("seq-mean-token-mean").factor(layout)
+    return updates * quickest(lambda: layout.scatter(factor_N), times=200)
 
 
-def share_when_off(clock: Clock, updates: int, rows: int, reduction: str) -> float:
-    """What remains without a trace: the factor that the loss puts into the caller's shape, for each update."""
-    mask = torch.ones(rows, dtype=torch.bool)
-    layout = Layout.packed(mask.shape, torch.tensor([0, rows]), mask)
-    factor_N = Reduction(reduction).factor(layout)  # type: ignore[arg-type]
-    begun = time.perf_counter()
-    for _ in range(100):
-        layout.scatter(factor_N)
-    seconds = (time.perf_counter() - begun) / 100 * updates
-    return (seconds + clock.settled(clock.recording) / len(clock.recording[2:])) / statistics.mean(clock.steps[2:])
-
-
-def report_time(folder: Path, pairs: int) -> bool:
-    cases = {"the default run": {"run": {"steps": 22}, "evaluation": {"every": 1000}}, "4 layers, 256 new tokens": LONG}
-    cases["4 layers, 256 new tokens"] = {**LONG, "run": {"steps": 5}}
-    print(
-        "| run | step | in the trainer, with the trace | without | on/off, time | off/off, time | on/off, processor |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|")
+def report_time(folder: Path, turns: int) -> bool:
+    print("| run | steps of each kind | seconds a step | on | off | time, on/off | time, off/off | processor, on/off |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     held = True
-    for name, change in cases.items():
-        on: list[Clock] = []
-        off: list[Clock] = []
-        other: list[Clock] = []
-        for _ in range(pairs):
-            on.append(time_of(folder, change, True))
-            off.append(time_of(folder, change, False))
-            other.append(time_of(folder, change, False))
-        share = statistics.median(c.settled(c.recording) / c.settled(c.steps) for c in on)
-        without = statistics.median(share_when_off(c, 4, 2000, "seq-mean-token-mean") for c in off)
-        step = statistics.median(statistics.median(c.steps[2:]) for c in off)
-
-        def ratio(these: list[Clock], those: list[Clock], what: str) -> str:
-            ratios = [
-                a.settled(getattr(a, what)) / b.settled(getattr(b, what)) for a, b in zip(these, those, strict=True)
-            ]
-            return f"{statistics.median(ratios) - 1:+.1%} ({min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%})"
-
-        held &= share <= SHARE_ON and without <= SHARE_OFF
+    for name, (change, block) in OF_TIME.items():
+        length = {"run": {"steps": turns * block * len(KINDS)}}
+        with clocked(block) as found:
+            quietly(settings_of(folder, f"time-{block}", change, {"evaluation": {"every": 1000}}, length))
+        rows, _, _ = bytes_a_token(folder / f"time-{block}" / "trace")
+        recorded = TraceReader(folder / f"time-{block}" / "trace")
+        updates = sum(len(recorded.updates(step)) for step in recorded.steps())
+        on, off, again = (found[kind] for kind in KINDS)
+        share = sum(on.recording) / sum(on.seconds)
+        left = seconds_of_factor(rows // updates, updates // len(recorded.steps())) + statistics.mean(off.recording)
+        share_off = left / statistics.mean(off.seconds)
+        held &= share <= SHARE_ON and share_off <= SHARE_OFF
         print(
-            f"| {name} | {step:.2f} s | {share:.2%} | {without:.3%} | {ratio(on, off, 'steps')} "
-            f"| {ratio(other, off, 'steps')} | {ratio(on, off, 'processor')} |",
+            f"| {name} | {len(on.seconds)} | {statistics.median(off.seconds):.3f} | {share:.2%} | {share_off:.3%} "
+            f"| {compared(on.seconds, off.seconds)} | {compared(again.seconds, off.seconds)} "
+            f"| {compared(on.processor, off.processor)} |",
             flush=True,
         )
     return held
+
+
+def compared(these: list[float], those: list[float]) -> str:
+    """How far the medians are apart, with the range that holds nine in ten of the medians of steps drawn again."""
+    random = np.random.default_rng(0)
+
+    def medians(values: list[float]) -> np.ndarray:
+        return np.median(random.choice(values, (2000, len(values))), axis=1)
+
+    low, high = np.quantile(medians(these) / medians(those) - 1, [0.05, 0.95])
+    return f"{statistics.median(these) / statistics.median(those) - 1:+.1%} ({low:+.1%} to {high:+.1%})"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -345,7 +356,7 @@ def machine() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="runs with and without a trace")
+    parser.add_argument("--turns", type=int, default=10, help="blocks of steps with a trace")
     parser.add_argument("--only", choices=["bytes", "time", "reading"], help="one of the three")
     options = parser.parse_args()
     load = f", load before {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -354,7 +365,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         parts: dict[str, Callable[[], bool]] = {
             "bytes": lambda: report_bytes(Path(place)),
-            "time": lambda: report_time(Path(place), options.pairs),
+            "time": lambda: report_time(Path(place), options.turns),
             "reading": lambda: report_reading(Path(place)),
         }
         for name, part in parts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,9 @@ class StepRecord:
         self._own_ratio = ratio == "token"  # then log_ratio is logp_new - logp_old to the bit, and not stored again
         if trace is not None:
             trace.begin_step(step, _trace_samples(self.batch))
+            ids = itertools.chain.from_iterable(sequence.completion_ids for sequence in self.batch.sequences)
+            self._token_N = np.fromiter(ids, np.int32, self.batch.tokens)
+            self._logp_sampler_N = self.batch.logp_sampler_N.numpy()
 
     def advantages(self, advantage_N: Tensor) -> None:
         """Notes the share of the groups whose advantages are all exactly 0: nothing is learned from them."""
@@ -81,11 +85,12 @@ class StepRecord:
             "kl_weight": decision.kl_weight,
         }
         piece = {name: value.detach().cpu().numpy() for name, value in columns.items() if value is not None}
-        sequences = self.batch.sequences
-        piece["logp_sampler"] = np.concatenate([self.batch.completions[i].logp_sampler for i in chosen])
-        piece["token"] = np.concatenate([np.asarray(sequences[i].completion_ids) for i in chosen])
-        piece["position"] = self.batch.position_N(chosen)
-        piece["sample"] = self.batch.sample_N(chosen)
+        batch, sample_N = self.batch, self.batch.sample_N(chosen)
+        length_B = batch.length_B[chosen]
+        position_N = np.arange(len(sample_N)) - np.repeat(np.cumsum(length_B) - length_B, length_B)
+        here = batch.start_B[sample_N] + position_N
+        piece |= {"sample": sample_N, "position": position_N}
+        piece |= {"token": self._token_N[here], "logp_sampler": self._logp_sampler_N[here]}
         return piece
 
     def value_tokens(self, out: ValueLossOutput) -> None:
