@@ -101,6 +101,16 @@ def test_who_wants_no_motion_has_none(open_drawn: Any, name: str) -> None:
     assert ask(page, "moving") == []
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_bars_of_a_column_are_of_one_scale(open_drawn: Any, width: int) -> None:
+    """A figure that is longer than others takes nothing from the bar beside it."""
+    page = open_drawn("report", width=width)
+    lengths = page.evaluate("""[...document.querySelectorAll("#clip .tokentable tbody tr")].map(row =>
+      [...row.querySelectorAll(".track")].map(track => Math.round(track.getBoundingClientRect().width)))""")
+    assert len({len(text) for text in page.locator("#clip .barcell .number").all_inner_texts()}) > 2
+    assert all(len(set(column)) == 1 and column[0] > 10 for column in zip(*lengths, strict=True))
+
+
 # --- who uses it -----------------------------------------------------------------------------------------------------
 
 

@@ -131,20 +131,27 @@ export function tokenTable({ by_token: listed, removed: all }) {
     cell.scope = "col";
     return cell;
   });
-  const rows = listed.map(row => {
+  const stopped = listed.map(row => `${formatShare(stoppedShare(row))} (${countText(row.stopped)})`);
+  const removed = listed.map(row => formatShare(all > 0 ? row.removed / all : 0));
+  const rows = listed.map((row, place) => {
     const name = el("th", "", el("span", "tokenname", tokenName(row)));
     name.scope = "row";
     name.title = `id ${row.token}`;
     return el("tr", "", name, el("td", "number", countText(row.tokens)),
-      el("td", "", barCell(stoppedShare(row) / highest, "k0", `${formatShare(stoppedShare(row))} (${countText(row.stopped)})`)),
-      el("td", "", barCell(row.removed / most, "k5", formatShare(all > 0 ? row.removed / all : 0))));
+      el("td", "", barCell(stoppedShare(row) / highest, "k0", stopped[place], longestOf(stopped))),
+      el("td", "", barCell(row.removed / most, "k5", removed[place], longestOf(removed))));
   });
   return el("table", "tokentable", el("thead", "", el("tr", "", ...head)), el("tbody", "", ...rows));
 }
 
-function barCell(part, classes, text) {
+const longestOf = texts => Math.max(...texts.map(text => text.length));
+
+// A bar and its figure, which has room for the longest one of its column, in characters: else bars of one length differ.
+function barCell(part, classes, text, longest) {
   const fill = el("span", `fill ${classes}`);
   fill.hidden = !(part > 0);
   fill.style.width = `${Math.round(100 * Math.max(0, Math.min(1, part)))}%`;
-  return el("div", "barcell", el("span", "track", fill), el("span", "number", text));
+  const figure = el("span", "number", text);
+  figure.style.flexBasis = `${longest + 1}ch`;  // % is wider than a digit
+  return el("div", "barcell", el("span", "track", fill), figure);
 }
