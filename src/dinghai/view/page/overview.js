@@ -5,6 +5,8 @@ import { words } from "./format.js";
 
 const CURVES_LEAD = "The figure beside a name is the last one. Where a curve is noisy, the strong line is its running mean " +
   "and the faint one what was measured.";
+const LONG = 150;  // steps: about as many points as a card has room for
+const BAND = " A band reaches from the lowest to the highest of steps that are drawn as one point.";
 
 const byRegion = (_, name) => `r-${name}`;
 
@@ -52,7 +54,8 @@ export function mountCurves(host, source, run) {
   const refresh = async () => {
     const data = await source.overview(run);
     const lost = data.curves.some(chart => chart.series.some(one => one.points.some(point => typeof point[1] === "string")));
-    lead.textContent = `${CURVES_LEAD}${lost ? " × marks what is not finite." : ""}`;
+    const isLong = data.curves.some(chart => chart.series.some(one => one.points.length > LONG));
+    lead.textContent = `${CURVES_LEAD}${isLong ? BAND : ""}${lost ? " × marks what is not finite." : ""}`;
     curves.show(data.curves);
     host.hidden = data.curves.length === 0;
   };
