@@ -221,15 +221,15 @@ def test_the_regions_are_counted_as_in_the_census(show: Any) -> None:
     rows = page.locator("table.regions tbody tr").all_inner_texts()
     cells = [re.split(r"\t", text)[:5] for text in rows]
     assert cells == [
-        ["inside", "800", "80%", "0%", "0%"],
-        ["overshoot", "20", "2%", "100%", "6%"],
-        ["relapse", "10", "1%", "0%", "0%"],
+        ["inside", "800", "80.0%", "0%", "0%"],
+        ["overshoot", "20", "2.0%", "100%", "6.0%"],
+        ["relapse", "10", "1.0%", "0%", "0%"],
         ["forgotten", "8", "0.8%", "0%", "0%"],
-        ["escaped", "12", "1.2%", "100%", "4%"],
-        ["no signal", "150", "15%", "–", "0%"],
+        ["escaped", "12", "1.2%", "100%", "4.0%"],
+        ["no signal", "150", "15.0%", "–", "0%"],
     ]
     note = card(page, "The map").locator(".note").inner_text()
-    assert "10% of the gradient was removed: 6% in overshoot, 4% in escaped." in note
+    assert "10.0% of the gradient was removed: 6.0% in overshoot, 4.0% in escaped." in note
 
 
 def test_areas_bear_their_names_and_shares(show: Any) -> None:
@@ -237,9 +237,9 @@ def test_areas_bear_their_names_and_shares(show: Any) -> None:
     words = card(page, "The map").locator("svg text").all_text_contents()
     for expected in (
         "overshoot",
-        "2% of the tokens",
+        "2.0% of the tokens",
         "all stopped",
-        "6% of the gradient removed",
+        "6.0% of the gradient removed",
         "relapse",
         "escaped",
     ):
@@ -367,7 +367,7 @@ def test_the_arrow_keys_read_the_map(show: Any) -> None:
     page.keyboard.press("ArrowDown")
     assert re.search(r"inside\s+300 tokens", tip.inner_text())
     page.keyboard.press("ArrowLeft")
-    assert re.search(r"escaped\s+12 tokens\s+of them stopped\s+12\s+gradient removed\s+4% of all", tip.inner_text())
+    assert re.search(r"escaped\s+12 tokens\s+of them stopped\s+12\s+gradient removed\s+4.0% of all", tip.inner_text())
     assert "r 0.39 to 0.41" in tip.inner_text()
     page.keyboard.press("ArrowLeft")  # nothing further
     assert "escaped" in tip.inner_text()
@@ -527,12 +527,12 @@ def test_a_refresh_keeps_the_readers_place(show: Any) -> None:
 def test_where_it_clips_is_said_in_a_sentence(show: Any) -> None:
     page = show(data_of(rule()))
     assert card(page, "By position in the completion").locator(".note").inner_text() == (
-        "80% of the removed gradient is at position 1: 30% of all tokens."
+        "80.0% of the removed gradient is at position 1: 30.0% of all tokens."
     )
     assert card(page, "By probability of the token").locator(".note").inner_text() == (
-        "90% of the removed gradient is on tokens whose probability was 0 to 0.1: 10% of all tokens."
+        "90.0% of the removed gradient is on tokens whose probability was 0 to 0.1: 10.0% of all tokens."
     )
-    assert "mean reward of 0.5 to 1: 60% of all tokens" in (
+    assert "mean reward of 0.5 to 1: 60.0% of all tokens" in (
         card(page, "By reward of the prompt's completions").locator(".note").inner_text()
     )
     lane = card(page, "By position in the completion")
@@ -540,8 +540,8 @@ def test_where_it_clips_is_said_in_a_sentence(show: Any) -> None:
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     assert re.search(
-        r"position 1\s+tokens\s+300\s+with a signal\s+250\s+of these stopped\s+25, 10%\s+outside the band\s+25, 10%\s+"
-        r"of their gradient removed\s+26.7%\s+of all removed gradient\s+80%",
+        r"position 1\s+tokens\s+300\s+with a signal\s+250\s+of these stopped\s+25, 10.0%\s+outside the band\s+25, 10.0%\s+"
+        r"of their gradient removed\s+26.7%\s+of all removed gradient\s+80.0%",
         lane.locator(".tip").inner_text(),
     )
 
@@ -570,7 +570,7 @@ def test_text_of_a_model_stays_text(show: Any) -> None:
     assert tokens.locator("tbody th").all_inner_texts() == ["<b>seven</b>", "8"]
     assert (
         tokens.locator(".note").inner_text()
-        == "70% of the removed gradient is on one token of the vocabulary: “<b>seven</b>”."
+        == "70.0% of the removed gradient is on one token of the vocabulary: “<b>seven</b>”."
     )
     assert page.locator("#clip b").count() == page.locator("#clip .tip b").count()
 

@@ -88,8 +88,8 @@ def test_the_pointer_reads_all_series_of_a_chart(open_page: Any, small: Path) ->
     stopped = card(page, "Stopped, and outside the band")
     stopped.locator("svg").hover()
     text = stopped.locator(".tip").inner_text()
-    assert re.search(r"stopped\s+\d+%", text)
-    assert re.search(r"outside the band\s+\d+%", text)
+    assert re.search(r"stopped\s+\d+\.\d%", text)
+    assert re.search(r"outside the band\s+\d+\.\d%", text)
     page.mouse.move(0, 0)
     assert not stopped.locator(".tip").is_visible()
 
@@ -99,7 +99,7 @@ def test_a_tip_over_areas_adds_them_up(open_page: Any, small: Path) -> None:
     removed = card(page, "Gradient removed by region")
     removed.locator("svg").focus()
     page.keyboard.press("End")
-    assert re.search(r"together\s+30%", removed.locator(".tip").inner_text())
+    assert re.search(r"together\s+30\.0%", removed.locator(".tip").inner_text())
 
 
 def test_what_is_not_finite_is_marked_and_breaks_the_curve(open_page: Any, small: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_saved_figure_stands_alone_in_light_colours(open_page: Any, small: Pat
     for element in root.iter():
         assert not {"class", "style", "tabindex", "role", "href"} & set(element.attrib)
     words = " ".join(element.text or "" for element in root.iter(f"{SVG}text"))
-    assert "outside the band 20%" in words
+    assert "outside the band 20.0%" in words
     assert "gradient exactly zero" in words
     dashed = [path.get("stroke-dasharray") for path in root.iter(f"{SVG}path")]
     assert dashed.count("5px, 3px") == 2  # the curve, and its sample in the key

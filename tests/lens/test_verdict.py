@@ -188,7 +188,7 @@ def by_update(stopped: list[float], removed: list[float]) -> list[dict[str, Any]
             [0, 0.01, 0.02, 0.015],
             [0, 0.1, 0.2, 0.3],
             "It stops tokens from the second of the 4 updates of each batch on, most at the third (2.0% of the "
-            "tokens); at the first every r is 1.",
+            "tokens with a signal); at the first every r is 1.",
         ),
         (
             [0, 0],
@@ -198,7 +198,8 @@ def by_update(stopped: list[float], removed: list[float]) -> list[dict[str, Any]
         (
             [0.5, 0.01],
             [0, 0.1],
-            "It stops tokens from the first update of each batch on, most at the first (50.0% of the tokens).",
+            "It stops tokens from the first update of each batch on, most at the first (50.0% of the tokens with a "
+            "signal).",
         ),
         ([0, 0], [0, 0], None),
         ([0.5], [0.5], None),

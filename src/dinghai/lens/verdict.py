@@ -144,7 +144,7 @@ def _when(summary: RunSummary) -> str:
     if not acting:
         return ""
     peak = max(acting, key=lambda index: amounts[index])
-    what = "of the tokens" if by_tokens else "of the gradient"
+    what = "of the tokens with a signal" if by_tokens else "of the gradient"
     most = f", most at the {ordinal(peak + 1)} ({percent(amounts[peak])} {what})"
     verb = "stops tokens" if by_tokens else "takes gradient"
     if acting[0] == 0:

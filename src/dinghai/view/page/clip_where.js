@@ -2,7 +2,7 @@
 import { countText } from "./clip_axis.js";
 import { el, svgEl } from "./dom.js";
 import { crosshair } from "./figure.js";
-import { formatNumber, formatShare, isNumber } from "./format.js";
+import { formatNumber, formatShare, isNumber, axisShare } from "./format.js";
 
 const LANES = [
   { name: "stopped, of the tokens with a signal", short: "stopped", value: row => (row.signal ? row.stopped / row.signal : 0), class: "k0", height: 62 },
@@ -29,7 +29,7 @@ export function drawLanes(card, data, width) {
   for (const lane of lanes) {
     const { values } = lane, most = Math.max(...values, 0), floor = top + GAP + heightOf(lane);
     svg.append(svgEl("text", { class: "label small", x: LEFT, y: top + 13 }, most > 0 ? lane.name : `${lane.name}: none`));
-    if (most > 0) svg.append(svgEl("text", { x: LEFT - 6, y: top + GAP + 9, "text-anchor": "end" }, formatShare(Number(most.toPrecision(2)))));
+    if (most > 0) svg.append(svgEl("text", { x: LEFT - 6, y: top + GAP + 9, "text-anchor": "end" }, axisShare(formatShare(Number(most.toPrecision(2))))));
     if (most > 0) svg.append(svgEl("text", { x: LEFT - 6, y: floor + 1, "text-anchor": "end" }, "0"));
     const gap = slot > 6 ? 1 : 0.3;
     const bars = values.map((value, place) => (value > 0

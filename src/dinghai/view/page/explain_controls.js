@@ -107,7 +107,7 @@ function parameterPart(info, store, words) {
     isOn = el("input");
     isOn.type = "checkbox";
     isOn.addEventListener("change", () => set(isOn.checked ? info.when_on : null));
-    node.prepend(el("label", "switch", isOn, `${info.name}: ${words.say("controls.off")}`));
+    node.prepend(el("label", "switch", isOn, words.say("controls.off", { name: info.name })));
   }
   return {
     name: info.name,

@@ -15,8 +15,12 @@ export function formatShare(value) {
   if (!isNumber(value)) return formatNumber(value);
   const percent = value * 100;
   if (percent === 0 || percent === 100) return percent + "%";
-  return (Math.abs(percent) < 0.1 ? Number(percent.toPrecision(2)) : Number(percent.toFixed(1))) + "%";
+  // One decimal, so that shares below each other align; more only where it would be lost.
+  return (Math.abs(percent) < 0.1 ? String(Number(percent.toPrecision(2))) : percent.toFixed(1)) + "%";
 }
+
+// The same at an axis, where round numbers stand.
+export const axisShare = text => text.replace(/\.0%$/, "%");
 
 // Names of regions as words: no_signal -> no signal.
 export const words = name => name.replaceAll("_", " ");

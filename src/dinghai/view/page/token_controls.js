@@ -73,7 +73,7 @@ export function updateSlider(onChange) {
 }
 
 const PROMPT_COLUMNS = [
-  ["removed", "of the gradient that was removed in the step", head => formatShare(head.removed)],
+  ["of removed", "share of all the gradient that was removed in the step", head => formatShare(head.removed)],
   ["stopped", "tokens whose gradient is exactly zero by the rule or the correction, over all updates", head => String(head.stopped)],
   ["outside", "tokens with the ratio outside the band, over all updates", head => String(head.outside)],
   ["signal", "tokens with A ≠ 0, over all updates", head => String(head.signal)],
