@@ -76,7 +76,8 @@ def test_leaving_waits_for_all_of_it(tmp_path: Path, batch: Batch) -> None:
 def test_a_slow_disk_holds_the_training_back_rather_than_fill_the_memory(
     tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "JOBS_AT_MOST", 2)
+    monkeypatch.setattr(background, "PARCELS_AT_MOST", 2)
+    monkeypatch.setattr(background, "ROWS_TOGETHER", 1)
     writer = make_writer(tmp_path)
     slow(writer, "add_update", 0.05)
     columns, sample = batch.updates[0]
@@ -88,6 +89,21 @@ def test_a_slow_disk_holds_the_training_back_rather_than_fill_the_memory(
         assert time.perf_counter() - begun > 0.2  # all but 3 of 8 were done: 2 wait, 1 is at it
         trace.finish_step()
     assert TraceReader(tmp_path).updates(1) == list(range(8))
+
+
+def test_what_is_small_is_handed_over_at_the_end_of_the_step_and_what_is_large_at_once(
+    tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, sample = batch.updates[0]
+    for rows, handed_over in ((len(sample) + 1, False), (len(sample), True)):
+        monkeypatch.setattr(background, "ROWS_TOGETHER", rows)
+        with BackgroundWriter(make_writer(tmp_path / str(rows))) as trace:
+            trace.begin_step(1, batch.samples)
+            trace.add_update(0, columns, sample)
+            trace._parcels.join()
+            assert (tmp_path / str(rows)).exists() == handed_over
+            trace.finish_step()
+        assert TraceReader(tmp_path / str(rows)).steps() == [1]
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> None:

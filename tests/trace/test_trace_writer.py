@@ -170,7 +170,7 @@ def test_optional_columns_come_back_and_are_null_where_none_were_given(tmp_path:
         assert np.allclose(stored, exact, rtol=2.0 ** -schema.SIGNIFICANT_BITS.get(name, 24), atol=0)
 
 
-def test_a_column_of_nulls_or_of_one_value_a_sequence_costs_nearly_nothing(tmp_path: Path) -> None:
+def test_a_column_that_is_not_given_or_has_one_value_a_sequence_costs_next_to_nothing(tmp_path: Path) -> None:
     columns, sample = make_batch(seed=3, length=80).updates[1]
     extra = {"log_ratio": np.sin(sample).astype(np.float32), "factor": 1 / np.bincount(sample)[sample]}
     trace = make_writer(tmp_path)
@@ -179,7 +179,7 @@ def test_a_column_of_nulls_or_of_one_value_a_sequence_costs_nearly_nothing(tmp_p
     group = pq.read_metadata(tmp_path / "step-000001/update-000.rank0.parquet").row_group(0)
     found = [group.column(i) for i in range(group.num_columns)]
     size = {column.path_in_schema: column.total_compressed_size for column in found}
-    assert max(size["correction"], size["kl_weight"]) < 100  # bytes in all
+    assert size.keys().isdisjoint({"correction", "kl_weight"})
     assert size["log_ratio"] / len(sample) < 0.2
     assert size["factor"] / len(sample) < 0.2
 
@@ -305,7 +305,7 @@ def test_files_hold_no_clock(tmp_path: Path, batch: Batch) -> None:
     marker = json.loads((tmp_path / "step-000001/complete.json").read_text())
     assert set(marker) == {"version", "step", "files", "tokens", "groups"}
     metadata = pq.read_metadata(tmp_path / "step-000001/update-000.rank0.parquet").metadata
-    assert set(metadata) == {b"dinghai.trace", b"ARROW:schema"}
+    assert set(metadata) == {b"dinghai.trace"}
 
 
 def test_zstd_is_the_compression(tmp_path: Path, batch: Batch) -> None:

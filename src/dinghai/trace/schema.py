@@ -51,7 +51,7 @@ TOKEN_SCHEMA = pa.schema(
     ]
 )
 
-# Columns that may be null as a whole, and then cost some bytes a file. A trace of version 1 has none of them.
+# Columns that may be null as a whole; then a file leaves them out. One of version 1 has none of them.
 OPTIONAL = ("log_ratio", "factor", "correction", "kl_weight")
 
 # What the clip decided on (logp_old, logp_new, log_ratio, advantage) is kept to the last bit, so that a replay decides

@@ -134,16 +134,16 @@ class TraceWriter:
         sample_N = _to_numpy(sample, np.int32)
         rows = None if step.keeps_all else np.isin(sample_N, step.kept_samples)
         arrays = []
-        for name, kind in zip(schema.TOKEN_SCHEMA.names, schema.TOKEN_SCHEMA.types, strict=True):
-            if name in schema.OPTIONAL and name not in columns:
-                arrays.append(pa.nulls(len(sample_N) if rows is None else int(rows.sum()), type=kind))
-                continue
+        stored = [
+            column for column in schema.TOKEN_SCHEMA if column.name in columns or column.name not in schema.OPTIONAL
+        ]
+        for name, kind in ((column.name, column.type) for column in stored):
             values_N = sample_N if name == "sample" else _to_numpy(columns[name], kind.to_pandas_dtype())
             if values_N.shape != sample_N.shape:
                 raise ValueError(f"trace column {name} has shape {values_N.shape}, sample has {sample_N.shape}")
             values_N = values_N if rows is None else values_N[rows]
             arrays.append(pa.array(_rounded(name, values_N), type=kind))
-        table = pa.Table.from_arrays(arrays, schema=schema.TOKEN_SCHEMA)
+        table = pa.Table.from_arrays(arrays, schema=pa.schema(stored))
         name = schema.update_file_name(update, self.rank)
         self._write(name, table, dictionary=schema.TOKEN_DICTIONARY, encoding=schema.TOKEN_ENCODING)
 
@@ -187,17 +187,19 @@ class TraceWriter:
         self, name: str, table: pa.Table, dictionary: list[str], encoding: Mapping[str, str] | None = None
     ) -> None:
         step = self._open_step()
-        table = table.replace_schema_metadata(schema.encode_metadata(self.names, step.step, self.rank))
         content = pa.BufferOutputStream()
-        pq.write_table(
-            table,
+        with pq.ParquetWriter(
             content,
+            table.schema,
             compression="zstd",
             compression_level=ZSTD_LEVEL,
             use_dictionary=dictionary,
-            column_encoding=dict(encoding) if encoding else None,
+            column_encoding={name: how for name, how in (encoding or {}).items() if name in table.column_names} or None,
             write_statistics=False,
-        )
+            store_schema=False,  # Parquet's own says it; a second one is a tenth of a small file
+        ) as file:
+            file.write_table(table)
+            file.add_key_value_metadata(schema.encode_metadata(self.names, step.step, self.rank))
         data = content.getvalue().to_pybytes()
         write_new(step.folder / name, data)
         step.files[name] = schema.file_facts(table.num_rows, data)
