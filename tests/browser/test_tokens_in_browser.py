@@ -1,6 +1,6 @@
 """The completions token by token in a real browser: every number by keyboard, updates in place, filters, a kept place.
 
-Run: pytest tests/browser/test_tokens.py
+Run: pytest tests/browser/test_tokens_in_browser.py
 """
 
 from __future__ import annotations
