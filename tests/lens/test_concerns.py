@@ -305,13 +305,13 @@ def test_bounds_within_the_noise(
 
 def test_the_bound_is_the_one_that_the_rule_itself_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boundaries = [{"advantage": 1, "log_ratio": x} for x in (-3.0, 0.0004, 0.0)]
-    monkeypatch.setattr("dinghai.lens.summary.load_rule_facts", lambda _: {"boundaries": boundaries})
+    monkeypatch.setattr("dinghai.lens.rule_facts.load_rule_facts", lambda _: {"boundaries": boundaries})
     monkeypatch.setattr("dinghai.lens.summary.noise_floor", lambda *_: Noise(median=0.0, q95=0.0005, of="sequences"))
     assert found(tmp_path, {})[0].startswith("The nearest bound of the rule, 0.0004 from r = 1")
 
 
 def test_a_rule_without_bounds_has_none_in_the_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dinghai.lens.summary.load_rule_facts", lambda _: {"boundaries": []})
+    monkeypatch.setattr("dinghai.lens.rule_facts.load_rule_facts", lambda _: {"boundaries": []})
     monkeypatch.setattr("dinghai.lens.summary.noise_floor", lambda *_: Noise(median=0.1, q95=9.0, of="tokens"))
     assert found(tmp_path, {}) == []
 
@@ -320,5 +320,5 @@ def test_a_damaged_account_of_the_rule_does_not_hide_the_rest(tmp_path: Path, mo
     def damaged(_: Path) -> None:
         raise InputError("damaged")
 
-    monkeypatch.setattr("dinghai.lens.summary.load_rule_facts", damaged)
+    monkeypatch.setattr("dinghai.lens.rule_facts.load_rule_facts", damaged)
     assert len(found(tmp_path, every(CUT))) == 1
