@@ -38,6 +38,9 @@ prove: env-test
 	$(RUN) python benchmarks/rules.py
 	$(RUN) python benchmarks/first_run.py
 	$(RUN) python benchmarks/first_run.py examples/ppo.toml --seeds 3
+	$(RUN) python benchmarks/recording.py
+	$(RUN) python benchmarks/browse.py
+	$(RUN) python benchmarks/browse_page.py
 	for seed in 0 1 2 3 4; do OMP_NUM_THREADS=1 $(RUN) python examples/cartpole_ppo.py --seed $$seed || exit 1; done
 
 # The objective against the released code of others, in an environment of its own (parity/README.md).

@@ -45,7 +45,8 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+# One for each file of tests: while it runs, so does playwright's event loop, and no other test could start its own.
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make test` brings it")
     # As root, as in a container, Chromium has no sandbox of its own.
@@ -106,7 +107,7 @@ class PageOpener:
             java_script_enabled=script,
             accept_downloads=True,
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)  # what waits longer never comes; a busy machine may take some
         context.add_init_script(TRAPS)
         page = context.new_page()
         watched = Watched({_origin(url), "data://", "blob://"})

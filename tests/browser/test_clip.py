@@ -540,7 +540,8 @@ def test_where_it_clips_is_said_in_a_sentence(show: Any) -> None:
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     assert re.search(
-        r"position 1\s+tokens\s+300\s+with a signal\s+250\s+of these stopped\s+25, 10.0%\s+outside the band\s+25, 10.0%\s+"
+        r"position 1\s+tokens\s+300\s+with a signal\s+250\s+of these stopped\s+25, 10.0%\s+"
+        r"outside the band\s+25, 10.0%\s+"
         r"of their gradient removed\s+26.7%\s+of all removed gradient\s+80.0%",
         lane.locator(".tip").inner_text(),
     )

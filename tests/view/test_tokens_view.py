@@ -1,6 +1,6 @@
 """Nothing that a token can be is without a look of its own, and the view's modules fit into one page.
 
-What the view does is tested in a real browser: tests/browser/test_tokens_in_browser.py, tests/browser/test_token_words.py.
+What the view does is tested in a real browser: test_tokens_in_browser.py and test_token_words.py in tests/browser.
 """
 
 from __future__ import annotations
