@@ -139,6 +139,9 @@ class RolloutSettings(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus sampling; 1 is off")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="keep the k likeliest tokens; 0 is off")
     batch_size: PositiveInt = Field(256, description="completions decoded at once")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="precision of the weights that completions are sampled with; none: that of model.dtype"
+    )
     dynamic_sampling: bool = Field(False, description="redraw groups without signal (DAPO)")
     max_redraws: PositiveInt = Field(4, description="dynamic sampling: rounds of redrawing before going on with fewer")
     overlong: Literal["keep", "mask", "penalty"] = Field(
@@ -315,6 +318,38 @@ AdvantageSettings = Annotated[
 WITHOUT_GROUPS = ("reinforce_plus_plus", "gae")
 
 
+class ShortcutSettings(Settings):
+    """What spares the update work. Each gives the same result to rounding; they can be left out to prove that."""
+
+    packing: bool = Field(True, description="sequences are read end to end, without padding")
+    shared_prompts: bool = Field(
+        True, description="a prompt is read once for all its completions, in training too; needs packing"
+    )
+    one_pass_head: bool = Field(
+        True, description="log-probs and both gradients of the head from one pass over its logits, chunk by chunk"
+    )
+    skip_no_signal: bool = Field(
+        True, description="samples without any advantage are not scored, where nothing else needs their log-probs"
+    )
+    old_log_probs: Literal["score", "first-update", "engine"] = Field(
+        "first-update",
+        description="a pass of its own for all; for all but the samples of the first update, whose ratio is 1; "
+        "or what the engine sampled with, where that is the policy itself",
+    )
+
+    @model_validator(mode="after")
+    def _sharing_needs_packing(self) -> ShortcutSettings:
+        if self.packing or not self.shared_prompts:
+            return self
+        if "shared_prompts" in self.model_fields_set:
+            raise ValueError(
+                "update.shortcuts.shared_prompts is true, but update.shortcuts.packing is false: prompts are shared "
+                "in packed sequences only; set both to true, or both to false"
+            )
+        self.shared_prompts = False
+        return self
+
+
 class UpdateSettings(Settings):
     """What is done with each batch of rollouts. epochs x minibatches is how often it updates the policy."""
 
@@ -323,7 +358,8 @@ class UpdateSettings(Settings):
     )
     minibatches: PositiveInt = Field(2, description="optimiser steps a pass")
     micro_batch_tokens: PositiveInt = Field(
-        16384, description="tokens (with padding) of one forward pass; bounds memory"
+        16384,
+        description="positions that one forward pass reads, with padding where there is any; bounds memory",
     )
     lr: PositiveFloat = Field(
         4e-4, description="peak learning rate; with model.path the default is 1e-6, or 1e-5 for LoRA"
@@ -339,6 +375,7 @@ class UpdateSettings(Settings):
         None,
         description="leave the batch once KL(old||new) of a minibatch passes 1.5 times this (nats; usual 0.01-0.05)",
     )
+    shortcuts: ShortcutSettings = ShortcutSettings()
 
 
 class EvaluationSettings(Settings):
