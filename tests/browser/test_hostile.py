@@ -24,9 +24,9 @@ from synthetic_run import EFFECTS, REGIONS
 
 from dinghai.config.settings import TrainSettings
 from dinghai.files import json_line
+from dinghai.text import safe
 from dinghai.trace import Samples, TraceWriter
 from dinghai.view.report import write_report
-from dinghai.view.terminal import safe
 
 SIZE = 8  # completions of a prompt
 NAME = "<img src=x onerror=window.hit=1>"  # of the run and so of its folder

@@ -10,10 +10,10 @@ import pytest
 from synthetic_run import UPDATES, make_run, read_data
 
 from dinghai.lens.census import census
+from dinghai.text import safe
 from dinghai.trace import TraceReader
 from dinghai.view import report
 from dinghai.view.excerpt import EXTENTS, Excerpt, telling_steps, with_token_texts
-from dinghai.view.terminal import safe
 
 
 @pytest.fixture(scope="module")

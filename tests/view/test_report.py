@@ -21,9 +21,9 @@ import pytest
 from synthetic_run import UPDATES, make_run, read_data
 
 from dinghai.errors import InputError, RunFailed
+from dinghai.text import safe
 from dinghai.trace import Names, TraceReader
 from dinghai.view.report import BYTES_AT_MOST, embedded_json, write_report
-from dinghai.view.terminal import safe
 from dinghai.view.token_text import load_token_text, speller
 
 

@@ -9,7 +9,8 @@ import payloads
 import pytest
 from rich.console import Console
 
-from dinghai.view.terminal import safe, safe_text
+from dinghai.text import safe
+from dinghai.view.terminal import safe_text
 
 
 @pytest.mark.parametrize("payload", payloads.ALL, ids=ascii)

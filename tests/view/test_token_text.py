@@ -15,7 +15,7 @@ from synthetic_run import byte_tokenizer, ids_of
 from tokenizers import Tokenizer, decoders, models
 
 from dinghai.lens.completions import Spell
-from dinghai.view.terminal import safe
+from dinghai.text import safe
 from dinghai.view.token_text import TokenText, load_token_text, speller, visible
 
 

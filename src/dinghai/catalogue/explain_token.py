@@ -15,9 +15,9 @@ from dinghai.catalogue.explain_rules import OTHER_TOKENS, holds_constant, ratio_
 from dinghai.catalogue.formulas import FORMULAS, clip_of, figure, formula_for, put_in, symbols
 from dinghai.catalogue.lone_tokens import LoneToken, decide_alone
 from dinghai.objective import Effect, Parameters, Region, Rule
+from dinghai.text import safe
 from dinghai.view.explain import Words
 from dinghai.view.palette import DARK
-from dinghai.view.terminal import safe
 
 NUDGE = 1e-6  # relative step of r, by which a constant is told from a value that moves
 

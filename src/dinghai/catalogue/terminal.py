@@ -26,7 +26,7 @@ from dinghai.catalogue.words import (
 from dinghai.objective import Rule, guard_rails
 from dinghai.objective.correction import CORRECTIONS
 from dinghai.objective.parameters import describe
-from dinghai.view.terminal import safe
+from dinghai.text import safe
 
 
 def print_rules(console: Console) -> None:

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from dinghai.errors import InputError
 from dinghai.lens.tokens import Tokens, read_tokens
+from dinghai.text import safe
 from dinghai.trace import TraceReader
-from dinghai.view.terminal import safe
 
 PROMPT_CHARACTERS = 2_000
 HEAD_CHARACTERS = 90

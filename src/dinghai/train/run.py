@@ -17,6 +17,7 @@ from dinghai.errors import InputError
 from dinghai.lens.summary import summarize
 from dinghai.lens.verdict import closing_lines
 from dinghai.objective.probe import probe
+from dinghai.text import safe
 from dinghai.trace.writer import discard_steps_from
 from dinghai.train.checkpoint import (
     Checkpoint,
@@ -34,7 +35,6 @@ from dinghai.train.setup import Beginning, seed_everything
 from dinghai.train.sinks import Sinks, check_sinks
 from dinghai.view.progress import TrainProgress
 from dinghai.view.report import write_report
-from dinghai.view.terminal import safe
 from dinghai.view.token_text import TOKENIZER_FILE
 
 

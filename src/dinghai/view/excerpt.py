@@ -15,8 +15,8 @@ from dinghai.errors import DinghaiError
 from dinghai.lens.bins import Bins, bins_for
 from dinghai.lens.census import census
 from dinghai.lens.completions import Limits, Spell, group, group_heads
+from dinghai.text import safe
 from dinghai.trace import TraceReader
-from dinghai.view.terminal import safe
 from dinghai.view.token_text import TokenText, speller, visible
 
 NOTES_AT_MOST = 5

@@ -21,8 +21,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from dinghai.text import safe
 from dinghai.view.palette import LIGHT
-from dinghai.view.terminal import safe
 
 NARROW, WIDE = 3.3, 6.8  # inches: one and two columns of a paper
 LEGEND_ROW = 0.15  # inches

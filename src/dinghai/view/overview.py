@@ -13,10 +13,10 @@ from dinghai.lens.rule_facts import load_rule_facts
 from dinghai.lens.run_state import run_state
 from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, summarize_rows
 from dinghai.lens.verdict import sentences
+from dinghai.text import safe
 from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
 from dinghai.view.report_facts import fact_tiles
 from dinghai.view.settings_table import settings_rows, trained_with, version_rows
-from dinghai.view.terminal import safe
 
 
 def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]:

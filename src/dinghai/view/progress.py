@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dinghai.view.terminal import safe
+from dinghai.text import safe
 
 REFRESHES_PER_SECOND = 4
 PLAIN_LINES = 20  # about how many a run prints where nothing can be redrawn

@@ -16,12 +16,12 @@ from typing import Any
 
 from dinghai.files import nonfinite_as_text
 from dinghai.lens.summary import load_run_metrics
+from dinghai.text import safe
 from dinghai.trace.files import write_atomically
 from dinghai.view import bundle
 from dinghai.view.excerpt import EXTENTS, Excerpt
 from dinghai.view.overview import overview
 from dinghai.view.report_charts import removed_by_step
-from dinghai.view.terminal import safe
 from dinghai.view.token_text import TokenText, load_token_text, tokenizer_file
 
 REPORT = "report.html"

@@ -9,7 +9,7 @@ from typing import Any
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.series import mean_share, weighted_mean
-from dinghai.view.terminal import safe
+from dinghai.text import safe
 
 Row = dict[str, Any]
 Chart = dict[str, Any]

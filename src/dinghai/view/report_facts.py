@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dinghai.lens.summary import RunSummary
-from dinghai.view.terminal import safe
+from dinghai.text import safe
 
 Tile = tuple[str, str, str]  # name, value, what it is of
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dinghai.lens.completions import Spell, Spelling
-from dinghai.view.terminal import safe
+from dinghai.text import safe
 
 TokenText = Callable[[int], str | bytes]
 """A token's text; bytes where the tokenizer writes bytes, which make characters only together with their neighbours."""

@@ -19,12 +19,12 @@ from dinghai.lens.census import RunCensus, census
 from dinghai.lens.completions import Spell, group, group_heads
 from dinghai.lens.metrics_tail import MetricsTail
 from dinghai.lens.rule_facts import readable_rule_facts
+from dinghai.text import safe
 from dinghai.trace import TraceReader
 from dinghai.trace.schema import MARKER, step_folder
 from dinghai.view.excerpt import with_token_texts
 from dinghai.view.overview import overview
 from dinghai.view.server.seen import CONFIG, METRICS, Seen, Stamp, leads_out_of, modified, stamp_of
-from dinghai.view.terminal import safe
 from dinghai.view.token_text import TokenText, load_token_text, speller, tokenizer_file
 
 RUNS_AT_MOST = 500  # of a folder that holds runs, the newest
