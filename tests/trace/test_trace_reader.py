@@ -19,6 +19,7 @@ from dinghai.trace import reader as module
 from dinghai.trace.schema import OPTIONAL, TOKEN_SCHEMA
 
 VERSION_1 = Path(__file__).with_name("version-1")  # as the first version wrote it: step 1, two updates, 24 tokens
+VERSION_2 = Path(__file__).with_name("version-2")  # the same of the second; update 1 has every optional column
 
 
 @pytest.fixture
@@ -80,6 +81,23 @@ def test_a_trace_of_the_first_version_is_read_and_what_it_did_not_know_is_null()
     assert only_new.schema.field("factor").type == TOKEN_SCHEMA.field("factor").type
     assert reader.samples(1).num_rows == 4
     assert reader.names(1).regions[3] == "OVERSHOOT"
+
+
+def test_in_a_trace_of_the_second_version_every_token_is_scored() -> None:
+    reader = TraceReader(VERSION_2)
+    assert reader.steps() == [1]
+    first, second = (reader.tokens(1, update) for update in (0, 1))
+    assert (first.num_rows, second.num_rows) == (23, 18)
+    assert {name for name in first.schema.names if first[name].null_count} == set(OPTIONAL)
+    assert not any(second[name].null_count for name in second.schema.names)
+    assert second.slice(3, 1).to_pydict() == {
+        "update": [1], "sample": [1], "position": [3], "token": [64],
+        "logp_sampler": [-1.2876014709472656], "logp_old": [-1.287602424621582], "logp_new": [-1.264640212059021],
+        "advantage": [0.9999979734420776], "weight": [1.023223876953125], "region": [2], "effect": [1],
+        "entropy": [0.1474609375], "log_ratio": [0.011481106281280518], "factor": [0.1111111119389534],
+        "correction": [0.0], "kl_weight": [-0.1474609375],
+    }  # fmt: skip
+    assert reader.samples(1).num_rows == 4
 
 
 def test_what_is_not_there_is_an_input_error(trace_folder: Path) -> None:

@@ -184,6 +184,52 @@ def test_a_column_that_is_not_given_or_has_one_value_a_sequence_costs_next_to_no
     assert size["factor"] / len(sample) < 0.2
 
 
+def test_a_token_that_was_never_scored_is_null_and_a_sick_one_stays_what_it_is(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[1]
+    unscored = sample // 8 % 3 == 0  # whole groups
+    sick = np.flatnonzero(~unscored)[0]
+    optional = dict.fromkeys(("log_ratio", "correction"), columns["entropy"])
+    given = {name: values.copy() for name, values in (columns | optional).items()}
+    given["weight"][unscored] = 0
+    for name in ("logp_old", "logp_new", "entropy", "log_ratio"):
+        given[name][unscored] = np.nan
+        given[name][sick] = np.nan
+    for folder, budget in (("all", 100_000), ("some", 1_500)):
+        trace = make_writer(tmp_path / folder, tokens_per_update=budget)
+        trace.begin_step(1, batch.samples)
+        trace.add_update(0, given | {"scored": ~unscored}, sample)
+        trace.finish_step()
+        stored = TraceReader(tmp_path / folder).tokens(1)
+        kept = np.isin(sample, stored["sample"].to_numpy())
+        assert kept.all() == (folder == "all")
+        for name in schema.TOKEN_SCHEMA.names:
+            if name in schema.OPTIONAL and name not in optional:
+                continue
+            null = stored[name].is_null().to_numpy()
+            assert np.array_equal(null, unscored[kept] if name in schema.OF_SCORED else np.zeros_like(null)), name
+    assert np.isnan(TraceReader(tmp_path / "all").tokens(1, columns=["logp_new"])["logp_new"][sick].as_py())
+
+
+def test_that_all_were_scored_need_not_be_said_and_costs_nothing(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[0]
+    for name, more in (("silent", {}), ("told", {"scored": np.ones(len(sample), dtype=bool)})):
+        trace = make_writer(tmp_path / name)
+        trace.begin_step(1, batch.samples)
+        trace.add_update(0, columns | more, sample)
+        trace.finish_step()
+    assert files_of(tmp_path / "silent") == files_of(tmp_path / "told")
+
+
+def test_what_moves_the_policy_must_have_been_scored(tmp_path: Path, batch: Batch) -> None:
+    columns, sample = batch.updates[0]
+    trace = make_writer(tmp_path)
+    trace.begin_step(1, batch.samples)
+    with pytest.raises(ValueError, match="never scored has a weight other than 0"):
+        trace.add_update(0, columns | {"scored": np.zeros(len(sample), dtype=bool)}, sample)
+    with pytest.raises(ValueError, match="scored has shape"):
+        trace.add_update(0, columns | {"scored": columns["advantage"][1:] != 0}, sample)
+
+
 def test_non_finite_numbers_survive(tmp_path: Path, batch: Batch) -> None:
     columns, sample = batch.updates[0]
     special = np.array([np.nan, np.inf, -np.inf], dtype=np.float32)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 
 from dinghai.errors import RunFailed
 from dinghai.lens.regions import EFFECTS, REGIONS, region_name
 from dinghai.trace import TraceReader
-from dinghai.trace.schema import OPTIONAL, TOKEN_SCHEMA
+from dinghai.trace.schema import OF_SCORED, OPTIONAL, TOKEN_SCHEMA
 
 _MASKED, _NO_SIGNAL, _INSIDE, _DROPPED = (REGIONS.index(n) for n in ("masked", "no_signal", "inside", "dropped"))
 _STOPPED, _KEPT, _AMPLIFIED = (EFFECTS.index(name) for name in ("stopped", "kept", "amplified"))
@@ -28,6 +29,7 @@ _NEEDS["ratio"] = _NEEDS["log_ratio"]
 _NEEDS["weight_unclipped"] = (*_NEEDS["ratio"], "advantage", "correction")
 _NEEDS["gradient"] = (*_NEEDS["weight_unclipped"], "factor")
 _NEEDS["removed"] = (*_NEEDS["gradient"], "weight", "effect")
+_NEEDS["scored"] = ("logp_new",)
 _NEEDS["signal"] = ("advantage", "region")
 _NEEDS["stopped"] = ("effect",)
 _NEEDS["outside"] = _NEEDS["signal"]
@@ -47,6 +49,9 @@ class _Column:
 class Tokens:
     """Columns of equal length N. Those that were not asked for are not there, and say so when they are touched.
 
+    A token that was never scored (`scored` is False) has no signal, the weight 0 and no gradient. What a pass through
+    the model would have told of it is NaN: its log-probs but the sampler's, its ratio, its entropy, its correction.
+
     Sums over tokens belong in float64: `np.sum(x, dtype=np.float64)`, or `np.bincount`, which does so by itself.
     """
 
@@ -65,6 +70,7 @@ class Tokens:
     effect = _Column()  # int64, index in EFFECTS
     entropy = _Column()  # float32, nats
     factor = _Column()  # float32, f_t of the reduction; 1 in traces that do not know it
+    scored = _Column()  # bool: the model read it; False: no token of its sample had a signal, so nothing was computed
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -113,7 +119,7 @@ class Tokens:
             unclipped_N = np.where(self.advantage == 0, np.float32(0), self.ratio * self.advantage)
             if self.correction is not None:
                 unclipped_N *= np.where(self.correction == 0, np.float32(1), self.correction)
-        return unclipped_N
+        return self._zero_if_unscored(unclipped_N)
 
     @cached_property
     def gradient(self) -> np.ndarray:
@@ -154,7 +160,10 @@ class Tokens:
     @cached_property
     def _norm(self) -> np.ndarray:
         """f·(1-p): 1-p, p = π_new(token), is within a factor √2 the size of ∇log π at the logits."""
-        return self.factor * -np.expm1(np.minimum(self.logp_new, np.float32(0)))
+        return self._zero_if_unscored(self.factor * -np.expm1(np.minimum(self.logp_new, np.float32(0))))
+
+    def _zero_if_unscored(self, x_N: np.ndarray) -> np.ndarray:
+        return x_N if self.scored.all() else np.where(self.scored, x_N, np.float32(0))
 
 
 def read_tokens(
@@ -179,16 +188,42 @@ def read_tokens(
             found[name] = _renumbered(column.to_numpy(), names.regions, REGIONS, f"region of step {step}")
         elif name == "effect":
             found[name] = _renumbered(column.to_numpy(), names.effects, EFFECTS, f"effect of step {step}")
-        elif name in OPTIONAL and column.null_count == len(column):
+        elif _is_absent(column, name):
             if name == "factor":
                 found[name] = np.broadcast_to(np.float32(1), len(column))
-        elif column.null_count:
-            raise RunFailed(
-                f"the trace of step {step} is damaged: its column {name} has gaps. Remove that step's folder"
-            )
+        elif column.null_count and name not in OF_SCORED:
+            raise _damaged(step, f"its column {name} has gaps")
         else:
-            found[name] = column.to_numpy()
+            found[name] = column.to_numpy()  # null becomes NaN
+    scored_N = _scored(table, step)
+    if scored_N is not None:
+        found["scored"] = scored_N
+        if "region" in found and not np.isin(found["region"][~scored_N], [_NO_SIGNAL, _MASKED]).all():
+            raise _damaged(step, "it has tokens with a signal that were never scored")
     return Tokens(found)
+
+
+def _is_absent(column: pa.ChunkedArray, name: str) -> bool:
+    """The run had no such thing, or the file is older than the column."""
+    return name in OPTIONAL and column.null_count == len(column)
+
+
+def _scored(table: pa.Table, step: int) -> np.ndarray | None:
+    """Which tokens were scored, [N] bool, as the gaps of the columns tell; None where no such column was read."""
+    scored_N = None
+    for name in OF_SCORED:
+        if name not in table.column_names or _is_absent(table[name], name):
+            continue
+        column = table[name]
+        here_N = column.is_valid().to_numpy() if column.null_count else np.broadcast_to(np.True_, len(column))
+        if scored_N is not None and not np.array_equal(scored_N, here_N):
+            raise _damaged(step, f"its column {name} has gaps")
+        scored_N = here_N
+    return scored_N
+
+
+def _damaged(step: int, why: str) -> RunFailed:
+    return RunFailed(f"the trace of step {step} is damaged: {why}. Remove that step's folder")
 
 
 def _stored(columns: Iterable[str] | None) -> list[str]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from dinghai.errors import InputError, RunFailed
 
-TRACE_VERSION = 2  # 1 had none of OPTIONAL
+TRACE_VERSION = 3  # 1 had none of OPTIONAL; in 2 every token was scored
 MARKER = "complete.json"
 SAMPLES = "samples"
 
@@ -53,6 +53,11 @@ TOKEN_SCHEMA = pa.schema(
 
 # Columns that may be null as a whole; then a file leaves them out. One of version 1 has none of them.
 OPTIONAL = ("log_ratio", "factor", "correction", "kl_weight")
+
+# Columns that come of a pass through the model. They are null in the rows of a token that was never scored: no token of
+# its sample had an advantage other than 0, and nothing else needed its log-probs, so the model never read it. Its
+# weight is 0 and its region no_signal, or masked. NaN is another thing: what a pass through the model came to.
+OF_SCORED = ("logp_old", "logp_new", "entropy", "log_ratio", "correction", "kl_weight")
 
 # What the clip decided on (logp_old, logp_new, log_ratio, advantage) is kept to the last bit, so that a replay decides
 # the same. The rest is rounded to what its readers need, to keep a token under 16 bytes. Relative errors of weight and

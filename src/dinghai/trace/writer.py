@@ -124,7 +124,8 @@ class TraceWriter:
         Args:
             update: its index within the batch of rollouts.
             columns: each column of `schema.TOKEN_SCHEMA` but `sample`, [N], numpy or torch on any device. Those of
-                `schema.OPTIONAL` may be left out, and are then null.
+                `schema.OPTIONAL` may be left out, and are then null. `scored`, [N] bool, is not stored: where it is
+                False, the columns `schema.OF_SCORED` are null, whatever they hold. Without it every token is scored.
             sample: id of the completion that each token belongs to, [N].
 
         Raises:
@@ -133,6 +134,7 @@ class TraceWriter:
         step = self._open_step()
         sample_N = _to_numpy(sample, np.int32)
         rows = None if step.keeps_all else np.isin(sample_N, step.kept_samples)
+        unscored_N = _unscored(columns, sample_N.shape)
         arrays = []
         stored = [
             column for column in schema.TOKEN_SCHEMA if column.name in columns or column.name not in schema.OPTIONAL
@@ -142,7 +144,9 @@ class TraceWriter:
             if values_N.shape != sample_N.shape:
                 raise ValueError(f"trace column {name} has shape {values_N.shape}, sample has {sample_N.shape}")
             values_N = values_N if rows is None else values_N[rows]
-            arrays.append(pa.array(_rounded(name, values_N), type=kind))
+            null_N = unscored_N if name in schema.OF_SCORED else None
+            null_N = null_N if null_N is None or rows is None else null_N[rows]
+            arrays.append(pa.array(_rounded(name, values_N), type=kind, mask=null_N, from_pandas=False))
         table = pa.Table.from_arrays(arrays, schema=pa.schema(stored))
         name = schema.update_file_name(update, self.rank)
         self._write(name, table, dictionary=schema.TOKEN_DICTIONARY, encoding=schema.TOKEN_ENCODING)
@@ -270,6 +274,18 @@ def _to_numpy(values: Any, dtype: Any) -> np.ndarray:
         values = values.detach()
         values = (values.float() if values.is_floating_point() else values).cpu().numpy()
     return np.ascontiguousarray(values, dtype=dtype)
+
+
+def _unscored(columns: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
+    """Which tokens the model never read, [N] bool; None where it read them all."""
+    if "scored" not in columns:
+        return None
+    unscored_N = ~_to_numpy(columns["scored"], np.bool_)
+    if unscored_N.shape != shape:
+        raise ValueError(f"scored has shape {unscored_N.shape}, sample has {shape}")
+    if _to_numpy(columns["weight"], np.float32)[unscored_N].any():
+        raise ValueError("a token that was never scored has a weight other than 0")
+    return unscored_N
 
 
 def _rounded(name: str, values_N: np.ndarray) -> np.ndarray:
