@@ -13,6 +13,7 @@ import torch
 from tiny_runs import code_of, tiny
 
 from dinghai.objective import Normalizer
+from dinghai.policy.reading import PADDED
 from dinghai.policy.scoring import TokenSequence, micro_batches
 from dinghai.train import loop
 from dinghai.train.cold_start import cold_start
@@ -109,9 +110,9 @@ def test_the_gradient_does_not_depend_on_the_split(
 def test_a_micro_batch_stays_within_its_budget() -> None:
     sequences = [TokenSequence([0] * 3, [1] * length) for length in (1, 9, 4, 4, 30, 2, 7)]
     for budget in (1, 8, 14, 20, 33, 70, 1000):
-        batches = micro_batches(sequences, [5, 4, 0, 3, 1, 6], budget)
+        batches = micro_batches(sequences, [5, 4, 0, 3, 1, 6], budget, PADDED)
         assert sorted(i for batch in batches for i in batch) == [0, 1, 3, 4, 5, 6]
         for batch in batches:
             width = max(len(sequences[i]) for i in batch)
             assert len(batch) * width <= budget or len(batch) == 1
-        assert batches == micro_batches(sequences, [0, 1, 3, 4, 5, 6], budget), "the order of asking has a say"
+        assert batches == micro_batches(sequences, [0, 1, 3, 4, 5, 6], budget, PADDED), "the order of asking has a say"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dinghai.errors import InputError
 from dinghai.policy.model import Policy
-from dinghai.policy.scoring import TokenSequence, pad
+from dinghai.policy.reading import read_states
+from dinghai.policy.sequences import TokenSequence
 
 
 class Critic(nn.Module):
@@ -33,14 +34,16 @@ class Critic(nn.Module):
         self.head = nn.Linear(width, 1, device=policy.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self._pad_id, self._device = policy.pad_id, policy.device
+        self._reading, self._pad_id, self._device = policy.reading, policy.pad_id, policy.device
 
     def values(self, sequences: Sequence[TokenSequence]) -> Tensor:
         """value_N, float32, packed sequence after sequence."""
-        batch = pad(sequences, self._pad_id, self._device)
-        hidden_BSH = self.backbone(input_ids=batch.input_ids_BS, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BSH.flatten(0, 1).index_select(0, batch.predict_N)
+        hidden_NH, _ = read_states(self._hidden, sequences, self._reading, self._pad_id, self._device)
         return self.head(hidden_NH.float())[:, 0]
+
+    def _hidden(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None) -> Tensor:
+        places = {} if position_ids_BS is None else {"position_ids": position_ids_BS}
+        return self.backbone(input_ids=input_ids_BS, use_cache=False, **places).last_hidden_state
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

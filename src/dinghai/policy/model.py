@@ -30,6 +30,7 @@ from dinghai.policy.prepare import (
     switch_on_checkpointing,
 )
 from dinghai.policy.pretrained import load_pretrained, without_progress_bars
+from dinghai.policy.reading import PADDED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -49,6 +50,7 @@ class Policy:
         self._head = model.get_output_embeddings()
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.factored = self._head_is_the_last_word()
+        self.reading = PADDED  # how it reads sequences: packed where `choose_reading` has found that it can
         self._checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.training]
         # What the architecture calls the memory of the tokens that it has read.
         names = inspect.signature(model.forward).parameters
@@ -72,11 +74,24 @@ class Policy:
         """Any valid id, since padding is never looked at; not the model's own, which the library warns about."""
         return 1 if getattr(self.model.config.get_text_config(), "pad_token_id", None) == 0 else 0
 
-    def hidden(self, input_ids_BS: Tensor) -> Tensor:
-        """Reads whole sequences: the last hidden state of every position, [B, S, H]."""
+    @property
+    def head_weight(self) -> nn.Parameter | None:
+        """The head as one matrix [V, H]; None where the logits are more than its product with the hidden state."""
+        head = self._head
+        plain = self.factored and type(head) is nn.Linear and head.bias is None
+        return head.weight if plain else None
+
+    def hidden(self, input_ids_BS: Tensor, position_ids_BS: Tensor | None = None) -> Tensor:
+        """Reads whole sequences: the last hidden state of every position, [B, S, H].
+
+        position_ids_BS: each token's place in its sequence, where it is not its place in the row
+        """
+        inputs = {"input_ids": input_ids_BS, "use_cache": False}
+        if position_ids_BS is not None:
+            inputs["position_ids"] = position_ids_BS
         if self.factored:
-            return self.backbone(input_ids=input_ids_BS, use_cache=False).last_hidden_state
-        return self.model(input_ids=input_ids_BS, use_cache=False).logits
+            return self.backbone(**inputs).last_hidden_state
+        return self.model(**inputs).logits
 
     def decode(self, input_ids_RS: Tensor, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
         """Reads the next tokens of sequences whose beginnings are in `cache` (None: there are none yet).
@@ -132,7 +147,9 @@ class Policy:
     def frozen_copy(self) -> Policy:
         """A copy that is never trained: the reference policy."""
         model = copy.deepcopy(self.model).requires_grad_(False)
-        return Policy(model, self.tokenizer, self.device)
+        frozen = Policy(model, self.tokenizer, self.device)
+        frozen.reading = self.reading
+        return frozen
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads; adapters are merged, and kept beside it.

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinghai.config.settings import LoraSettings
 from dinghai.errors import InputError
+from dinghai.policy.attention import checkpoint_contexts
 
 
 def check_causal(model: Any, device: torch.device) -> None:
@@ -57,7 +58,7 @@ def switch_on_checkpointing(model: Any) -> None:
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers or not model.supports_gradient_checkpointing:
         raise InputError(f"model.gradient_checkpointing: a {type(model).__name__} cannot do it; set it to false")
-    options = {"use_reentrant": False}
+    options = {"use_reentrant": False, "context_fn": checkpoint_contexts}
     if hasattr(model, "activation_checkpointing_enable"):  # the newer name
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:

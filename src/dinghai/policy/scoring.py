@@ -6,74 +6,85 @@ Shapes: B sequences, S padded positions, N packed completion tokens of a micro-b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dinghai.ops.head import token_log_probs
 from dinghai.policy.model import Policy
+from dinghai.policy.reading import Reading, read_states
+from dinghai.policy.sequences import PaddedBatch, TokenSequence, pad
+
+__all__ = ["PaddedBatch", "TokenSequence", "micro_batches", "pad", "read", "score"]
 
 
-@dataclass(frozen=True)
-class TokenSequence:
-    """A prompt and its completion, as token ids."""
+def micro_batches(
+    sequences: Sequence[TokenSequence], chosen: Sequence[int], token_budget: int, reading: Reading
+) -> list[list[int]]:
+    """Splits `chosen` into micro-batches that read at most `token_budget` positions each.
 
-    prompt_ids: list[int]
-    completion_ids: list[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-
-@dataclass(frozen=True)
-class PaddedBatch:
-    """Sequences padded on the right. Attention is causal, so no real token ever sees the padding and no mask is needed.
-
-    input_ids_BS: token ids
-    predict_N:    flat index into B*S of the position that predicts each completion token
-    target_N:     the completion tokens, packed sequence after sequence
+    Counted is what `reading` makes the model read: padding where there is padding, a shared prompt once. Completions
+    of a shared prompt stay together, unless they exceed the budget by themselves; a sequence longer than the budget
+    gets a micro-batch of its own. The split depends on nothing but the arguments, not on the order of `chosen`, so
+    scoring the same minibatch twice does the same arithmetic and the ratio is exactly 1 before the first update.
     """
-
-    input_ids_BS: Tensor
-    predict_N: Tensor
-    target_N: Tensor
-
-
-def micro_batches(sequences: Sequence[TokenSequence], chosen: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Splits `chosen` into runs of sequences of similar length whose padded size stays within `token_budget`.
-
-    A sequence longer than the budget gets a micro-batch of its own. The split depends on nothing but the arguments,
-    so scoring the same minibatch twice does the same arithmetic and the ratio is exactly 1 before the first update.
-    """
+    if reading.shared_prompts:
+        return _whole_groups(sequences, chosen, token_budget)
     batches: list[list[int]] = []
+    positions = 0  # that the last micro-batch reads
     for i in sorted(chosen, key=lambda i: (len(sequences[i]), i)):
-        # Sorted by length: the newest sequence is the longest, so it sets the padded width.
-        if batches and (len(batches[-1]) + 1) * len(sequences[i]) <= token_budget:
+        if reading.packed:
+            after = positions + _positions(sequences[i])
+        else:  # sorted by length: the newest sequence is the longest, so it sets the padded width
+            after = (len(batches[-1]) + 1) * len(sequences[i]) if batches else 0
+        if batches and after <= token_budget:
             batches[-1].append(i)
+            positions = after
         else:
             batches.append([i])
+            positions = _positions(sequences[i])
     return batches
 
 
-def pad(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device) -> PaddedBatch:
-    """Pads sequences on the right and points at the positions that predict their completion tokens."""
-    width = max(map(len, sequences))
-    rows = [s.prompt_ids + s.completion_ids + [pad_id] * (width - len(s)) for s in sequences]
-    predict = [
-        row * width + len(s.prompt_ids) - 1 + t for row, s in enumerate(sequences) for t in range(len(s.completion_ids))
-    ]
-    target = [token for s in sequences for token in s.completion_ids]
-    input_ids_BS, predict_N, target_N = (torch.tensor(x, device=device) for x in (rows, predict, target))
-    return PaddedBatch(input_ids_BS, predict_N, target_N)
+def _whole_groups(sequences: Sequence[TokenSequence], chosen: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Micro-batches of groups with the same prompt; a group that exceeds the budget is cut, its prompt repeated."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in sorted(chosen):
+        groups.setdefault(tuple(sequences[i].prompt_ids), []).append(i)
+    batches: list[list[int]] = []
+    left = 0  # positions that still fit into the last micro-batch
+    for prompt, members in groups.items():
+        completions = [_positions(sequences[i]) - len(prompt) for i in members]
+        if len(prompt) + sum(completions) <= left:
+            batches[-1].extend(members)
+            left -= len(prompt) + sum(completions)
+            continue
+        left = -1
+        for i, completion in zip(members, completions, strict=True):
+            if completion <= left:
+                batches[-1].append(i)
+                left -= completion
+            else:
+                batches.append([i])
+                left = token_budget - len(prompt) - completion
+    return batches
+
+
+def _positions(sequence: TokenSequence) -> int:
+    """How many of a sequence's tokens are read: not the last of the completion, after which nothing is predicted."""
+    return len(sequence.prompt_ids) + max(0, len(sequence.completion_ids) - 1)
+
+
+def read(policy: Policy, sequences: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
+    """What the head takes to predict each completion token, hidden_NH, and those tokens, target_N.
+
+    Packed sequence after sequence in the order given, with a gradient; read as `policy.reading` says.
+    """
+    return read_states(policy.hidden, sequences, policy.reading, policy.pad_id, policy.device)
 
 
 def score(
     policy: Policy, sequences: Sequence[TokenSequence], temperature: float, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
     """logp_N and entropy_N (nats, float32) of the completion tokens, packed sequence after sequence."""
-    batch = pad(sequences, policy.pad_id, policy.device)
-    hidden_NH = policy.hidden(batch.input_ids_BS).flatten(0, 1).index_select(0, batch.predict_N)
-    return token_log_probs(
-        hidden_NH, policy.to_logits, batch.target_N, policy.vocabulary, temperature, entropy_gradient
-    )
+    hidden_NH, target_N = read(policy, sequences)
+    return token_log_probs(hidden_NH, policy.to_logits, target_N, policy.vocabulary, temperature, entropy_gradient)

@@ -30,7 +30,8 @@ def cold_start(policy: Policy, task: Task, settings: TrainSettings, report: Call
         sequences = _demonstrations(policy, task, range(step * batch_size, (step + 1) * batch_size))
         tokens = sum(len(s.completion_ids) for s in sequences)
         loss = 0.0
-        for chosen in micro_batches(sequences, range(batch_size), settings.update.micro_batch_tokens):
+        budget = settings.update.micro_batch_tokens
+        for chosen in micro_batches(sequences, range(batch_size), budget, policy.reading):
             logp_N, _ = score(policy, [sequences[i] for i in chosen], temperature=1.0)
             part = -logp_N.sum() / tokens
             part.backward()

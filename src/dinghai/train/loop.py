@@ -109,7 +109,7 @@ def update_on(
     settings = run.settings
     mask_N = batch.mask_N(samples)
     counts = Normalizer(tokens=int(mask_N.sum()), sequences=int(batch.in_loss_B[samples].sum()))
-    parts = list(micro_batches(batch.sequences, samples, settings.update.micro_batch_tokens))
+    parts = micro_batches(batch.sequences, samples, settings.update.micro_batch_tokens, run.policy.reading)
     context = context_of_minibatch(run, batch, samples, parts, targets)
     for chosen in parts:
         policy_loss = policy_loss_of(run, step, batch, chosen, targets, counts, context, record)
@@ -226,7 +226,8 @@ def for_each_token(
     """One number for each token of the batch, [N] on the CPU, in the same micro-batches as the updates will use."""
     x_N = torch.empty(batch.tokens)
     for samples in minibatches:
-        for chosen in micro_batches(batch.sequences, samples, run.settings.update.micro_batch_tokens):
+        budget = run.settings.update.micro_batch_tokens
+        for chosen in micro_batches(batch.sequences, samples, budget, run.policy.reading):
             x_N[batch.token_index(chosen)] = compute([batch.sequences[i] for i in chosen]).cpu()
     return x_N
 
