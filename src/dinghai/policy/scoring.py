@@ -6,10 +6,12 @@ Shapes: B sequences, S padded positions, N packed completion tokens of a micro-b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
+import torch
 from torch import Tensor
 
-from dinghai.ops.head import token_log_probs
+from dinghai.ops.head import score_head, token_log_probs
 from dinghai.policy.model import Policy
 from dinghai.policy.reading import Reading, read_states
 from dinghai.policy.sequences import PaddedBatch, TokenSequence, pad
@@ -83,8 +85,25 @@ def read(policy: Policy, sequences: Sequence[TokenSequence]) -> tuple[Tensor, Te
 
 
 def score(
-    policy: Policy, sequences: Sequence[TokenSequence], temperature: float, entropy_gradient: bool = False
+    policy: Policy,
+    sequences: Sequence[TokenSequence],
+    temperature: float,
+    entropy_gradient: bool = False,
+    *,
+    one_pass: bool = True,
+    whole_sequences: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """logp_N and entropy_N (nats, float32) of the completion tokens, packed sequence after sequence."""
+    """logp_N and entropy_N (nats, float32) of the completion tokens, packed sequence after sequence.
+
+    entropy_gradient: whether entropy_N carries a gradient, too
+    one_pass:         without a gradient, give bit for bit what `one_pass` of `dinghai.ops.head` gives on these
+                      sequences, where the head is one matrix; else, what this function gives with a gradient
+    whole_sequences:  whether `one_pass` is given whole sequences
+    """
     hidden_NH, target_N = read(policy, sequences)
+    weight_VH = policy.head_weight
+    if one_pass and weight_VH is not None and not torch.is_grad_enabled():
+        ends = list(accumulate((len(s.completion_ids) for s in sequences), initial=0))
+        cu_seqlens = torch.tensor(ends, device=policy.device) if whole_sequences else None
+        return score_head(hidden_NH, weight_VH, target_N, temperature, cu_seqlens=cu_seqlens)
     return token_log_probs(hidden_NH, policy.to_logits, target_N, policy.vocabulary, temperature, entropy_gradient)

@@ -79,7 +79,9 @@ def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequenc
 
     def log_probs(policy: Policy) -> Tensor:
         temperature = run.settings.rollout.temperature
-        return for_each_token(run, batch, minibatches, lambda sequences: score(policy, sequences, temperature)[0])
+        return for_each_token(
+            run, batch, minibatches, lambda sequences: score(policy, sequences, temperature, one_pass=False)[0]
+        )
 
     with torch.no_grad():
         logp_old_N = log_probs(run.policy)
@@ -142,7 +144,10 @@ def context_of_minibatch(
         return None
     with torch.no_grad():
         logp_new_N = for_each_token(
-            run, batch, [samples], lambda part: score(run.policy, part, run.settings.rollout.temperature)[0]
+            run,
+            batch,
+            [samples],
+            lambda part: score(run.policy, part, run.settings.rollout.temperature, one_pass=False)[0],
         )
     here = batch.token_index(samples)
     return run.policy_loss.context(
