@@ -33,7 +33,10 @@ PEOPLE = ("tokens", "signal", "stopped", "outside")
 
 
 def make_columns(seed: int, rows: int, hostile: bool) -> dict[str, np.ndarray]:
-    """Tokens as a clip of 0.2 decides about them; with masked ones and, if hostile, NaN, infinities and far places."""
+    """Tokens as a clip of 0.2 decides about them; with masked ones and, if hostile, NaN, infinities and far places.
+
+    Two of the completions were never scored.
+    """
     random = np.random.default_rng(seed)
     logp_old = -random.gamma(0.4, 2.0, rows)
     logp_new = np.minimum(logp_old + random.normal(0, 0.3, rows), 0)
@@ -73,6 +76,14 @@ def make_columns(seed: int, rows: int, hostile: bool) -> dict[str, np.ndarray]:
         ):
             where = random.integers(0, rows, max(1, rows // 20))
             columns[name][where] = random.choice(values, len(where))
+    unscored = columns["sample"] < 2
+    columns["scored"] = ~unscored
+    for name in ("logp_old", "logp_new"):
+        columns[name][unscored] = np.nan
+    for name in ("advantage", "weight"):
+        columns[name][unscored] = 0
+    columns["region"][unscored & (region != NAMES["masked"])] = NAMES["no_signal"]
+    columns["effect"][unscored] = EFFECTS.index("none")
     kinds = {np.dtype(np.float64): np.float32}
     return {name: column.astype(kinds.get(column.dtype, column.dtype)) for name, column in columns.items()}
 
@@ -127,18 +138,20 @@ def test_the_census_of_all_is_the_sum_of_the_censuses(drawn: list[tuple[int, int
 def test_every_token_is_counted_once_in_each_table(drawn: tuple[int, int, bool]) -> None:
     columns = make_columns(*drawn)
     found = counted(columns).as_dict()
-    rows = len(columns["token"])
+    rows, masked = len(columns["token"]), columns["region"] == NAMES["masked"]
     finite = found["tokens"] - found["not_finite"]
-    assert found["masked"] == np.count_nonzero(columns["region"] == NAMES["masked"])
+    placed = finite - found["unscored"]
+    assert found["masked"] == np.count_nonzero(masked)
+    assert found["unscored"] == np.count_nonzero(~columns["scored"] & ~masked)
     assert found["tokens"] + found["masked"] == rows
     cells = found["map"]["cells"]
-    assert sum(cell[3] for cell in cells) == finite
+    assert sum(cell[3] for cell in cells) == placed
     assert len({tuple(cell[:3]) for cell in cells}) == len(cells)
-    assert sum(map(sum, found["ratio"]["regions"].values())) == finite
+    assert sum(map(sum, found["ratio"]["regions"].values())) == placed
     for table in ("by_position", "by_probability", "by_reward"):
         table_rows = found[table]["rows"]
         assert len(table_rows) == len(found[table]["edges"]) - 1
-        assert sum(row["tokens"] for row in table_rows) == finite
+        assert sum(row["tokens"] for row in table_rows) == (placed if table == "by_probability" else finite)
         for name in PEOPLE[1:]:
             assert sum(row[name] for row in table_rows) <= found[name]
             assert found["not_finite"] or sum(row[name] for row in table_rows) == found[name]
@@ -159,7 +172,8 @@ def test_all_tokens_count_with_their_flags_even_where_they_are_not_finite(drawn:
     assert found["tokens"] == takes_part.sum()
     for name in PEOPLE[1:]:
         assert found[name] == np.count_nonzero(getattr(tokens, name) & takes_part)
-    finite = np.isfinite([tokens.log_ratio, tokens.advantage, tokens.gradient, tokens.removed]).all(axis=0)
+    finite = np.isfinite([tokens.advantage, tokens.gradient, tokens.removed]).all(axis=0)
+    finite &= np.isfinite(tokens.log_ratio) | ~tokens.scored
     assert found["not_finite"] == np.count_nonzero(takes_part & ~finite)
 
 
@@ -175,7 +189,7 @@ def test_where_tokens_lie_against_a_slow_count() -> None:
     by_probability = np.zeros((len(PROBABILITY_EDGES) - 1, 3))
     histogram = {name: [0] * 121 for name in REGIONS}
     for i in range(len(tokens)):
-        if tokens.region[i] == NAMES["masked"]:
+        if tokens.region[i] == NAMES["masked"] or not tokens.scored[i]:
             continue
         x, y = place(tokens.log_ratio[i], x_edges), place(tokens.advantage[i], y_edges)
         cell = cells.setdefault((x, y, int(tokens.region[i])), [0, 0, 0.0])
@@ -206,8 +220,9 @@ def one_token(**values: float) -> dict[str, np.ndarray]:
         "region": NAMES["inside"],
         "effect": EFFECTS.index("kept"),
         "factor": 1.0,
+        "scored": True,
     }
-    kinds = {int: np.int64, float: np.float32}
+    kinds = {int: np.int64, float: np.float32, bool: np.bool_}
     return {name: np.array([value], dtype=kinds[type(value)]) for name, value in (usual | values).items()}
 
 

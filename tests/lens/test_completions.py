@@ -44,11 +44,17 @@ def make_samples(**changed: Any) -> Samples:
 
 
 def make_trace(
-    folder: Path, samples: Samples | None = None, *, clip: bool = True, changes: dict[int, dict[str, Any]] | None = None
+    folder: Path,
+    samples: Samples | None = None,
+    *,
+    clip: bool = True,
+    skip: bool = False,
+    changes: dict[int, dict[str, Any]] | None = None,
 ) -> TraceReader:
     """A step whose even samples are in updates 0 and 2, the odd ones in 1 and 3, as a clip of 0.2 decides.
 
     Args:
+        skip: samples without an advantage were never scored.
         changes: update -> column -> (row, value) written over it.
     """
     samples = samples or make_samples()
@@ -86,6 +92,7 @@ def make_trace(
             "entropy": random.gamma(0.5, 1, rows),
             "factor": np.full(rows, 0.25),
         }
+        columns |= {"scored": advantage_N != 0} if skip else {}
         picked = {name: values[mine].copy() for name, values in columns.items()}
         for name, (row, value) in (changes or {}).get(update, {}).items():
             picked.setdefault(name, np.ones(mine.sum()))[row] = value
@@ -114,7 +121,7 @@ def test_heads_are_sums_over_the_tokens_of_the_prompt(tmp_path: Path) -> None:
         assert head["stopped"] == tokens.stopped.sum()
         assert head["outside"] == tokens.outside.sum()
         assert head["removed"] == pytest.approx(tokens.removed.sum(dtype=np.float64) / everything, rel=1e-4)
-        assert head["worst"] == pytest.approx(np.abs(tokens.log_ratio).max(), rel=1e-4)
+        assert head["worst"] == pytest.approx(np.abs(tokens.log_ratio[tokens.signal]).max(), rel=1e-4)
         rewards = [r for r, g in zip(samples.reward, samples.group, strict=True) if g == head["group"]]
         assert head["reward_mean"] == pytest.approx(np.mean(rewards), rel=1e-4)
         assert (head["size"], head["prompt_id"]) == (SIZE, f"p{head['group'] // 10}")
@@ -140,7 +147,7 @@ def test_a_prompt_with_a_number_that_is_none_comes_first_and_says_so(tmp_path: P
     last = group_heads(make_trace(tmp_path / "sound", samples), STEP)[-1]["group"]
     place = next(i for i, of in enumerate(samples.group) if of == last and samples.sample[i] % 2 == 0)
     row = 4 * sum(1 for one in samples.sample[:place] if one % 2 == 0)
-    reader = make_trace(tmp_path / "trace", samples, changes={2: {"logp_new": (row, np.nan)}})
+    reader = make_trace(tmp_path / "trace", samples, changes={2: {"logp_new": (row, np.nan), "advantage": (row, 0.7)}})
     heads = group_heads(reader, STEP)
     assert (heads[0]["group"], heads[0]["worst"], heads[0]["removed"]) == (last, "NaN", "NaN")
     shown = group(reader, STEP, last)["samples"][0]
@@ -240,6 +247,26 @@ def test_optional_columns_are_shown_where_the_run_has_them(tmp_path: Path) -> No
     found = group(make_trace(tmp_path / "trace", changes=changes), STEP, 0)
     fates = [fate for sample in found["samples"] for fate in sample["updates"].values()]
     assert all("correction" in fate and "kl_weight" in fate for fate in fates)
+
+
+def test_what_was_never_computed_is_none_and_no_word(tmp_path: Path) -> None:
+    """Samples whose advantages are all 0; everything else is as in the run that scored them too."""
+    whole, skipped = (make_trace(tmp_path / name, skip=skip) for name, skip in (("all", False), ("some", True)))
+    assert group_heads(whole, STEP) == group_heads(skipped, STEP)
+    unscored = 0
+    for head in group_heads(whole, STEP):
+        pair = [group(reader, STEP, head["group"])["samples"] for reader in (whole, skipped)]
+        for full, sample in zip(*pair, strict=True):
+            for update, fate in sample["updates"].items():
+                if "scored" not in fate:
+                    assert fate == full["updates"][update]
+                    continue
+                unscored += 1
+                assert fate["scored"] is False
+                nothing = dict.fromkeys(("logp_old", "logp_new", "entropy", "ratio"))
+                assert fate == full["updates"][update] | nothing | {"scored": False}
+                assert fate["advantage"] == fate["removed"] == fate["weight"] == fate["weight_unclipped"] == 0
+    assert unscored > 3
 
 
 def test_the_ratio_is_that_of_the_rule(tmp_path: Path) -> None:

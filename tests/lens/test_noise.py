@@ -72,6 +72,13 @@ def test_a_sampler_with_a_distribution_of_its_own_tells_nothing(tmp_path: Path, 
     assert noise_floor(tmp_path, CONFIG | {"rollout": rollout}, 3) is None
 
 
+def test_a_sampler_whose_numbers_are_taken_for_the_trainers_own_tells_nothing(tmp_path: Path) -> None:
+    make_trace(tmp_path, APART)
+    for old, known in (("engine", False), ("first-update", True)):
+        config = CONFIG | {"update": {"shortcuts": {"old_log_probs": old}}}
+        assert (noise_floor(tmp_path, config, 3) is not None) == known
+
+
 def test_a_step_that_cannot_be_read_tells_nothing(tmp_path: Path) -> None:
     assert noise_floor(tmp_path, CONFIG, 3) is None
     make_trace(tmp_path, APART)

@@ -196,6 +196,62 @@ def test_no_advantage_is_no_gradient_even_where_the_ratio_overflows(tmp_path: Pa
     assert (tokens.weight_unclipped[here], tokens.gradient[here], tokens.removed[here]) == (0, 0, 0)
 
 
+def without_passes(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns as a run records them that never reads samples without a signal."""
+    scored = (columns["advantage"].reshape(ROWS, LENGTH) != 0).any(axis=1).repeat(LENGTH)
+    given = {name: values.copy() for name, values in columns.items()}
+    for name in ("logp_old", "logp_new", "entropy", "log_ratio", "correction"):
+        if name in given:
+            given[name][~scored] = np.nan
+    return given | {"scored": scored}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ratio": "sequence-token"}, {"correction": build_correction("tis")}], ids=["grpo", "gspo", "tis"]
+)
+def test_never_scoring_samples_without_a_signal_changes_no_sum(tmp_path: Path, options: dict[str, Any]) -> None:
+    out, columns = decide("grpo", **options)
+    given = without_passes(columns)
+    whole, tokens = (read_tokens(record(tmp_path / str(i), one), 1) for i, one in enumerate((columns, given)))
+    unscored = ~given["scored"]
+    assert np.array_equal(tokens.scored, ~unscored)
+    assert whole.scored.all()
+    assert 0 < unscored.sum() < len(tokens)
+    check(whole, out)
+    for name in ("weight_unclipped", "gradient", "removed", "weight"):
+        assert (getattr(tokens, name)[unscored] == 0).all(), name
+    for name in ("weight_unclipped", "gradient", "removed", "signal", "stopped", "outside", "region", "effect"):
+        assert np.array_equal(getattr(tokens, name), getattr(whole, name)), name
+    for name in ("logp_old", "logp_new", "log_ratio", "ratio", "entropy"):
+        found = getattr(tokens, name)
+        assert np.isnan(found[unscored]).all(), name
+        assert np.array_equal(found[~unscored], getattr(whole, name)[~unscored]), name
+    assert np.isfinite(tokens.logp_sampler).all()
+
+
+def test_an_update_in_which_nothing_was_scored_is_read(tmp_path: Path) -> None:
+    _, columns = decide("grpo", ratio="sequence")
+    nothing = without_passes(columns) | {"scored": np.zeros(ROWS * LENGTH, dtype=bool)}
+    for name in ("advantage", "weight"):
+        nothing[name] = np.zeros_like(columns[name])
+    nothing["region"] = np.full_like(columns["region"], Region.NO_SIGNAL)
+    reader = record(tmp_path, columns, nothing)
+    tokens = read_tokens(reader, 1, 1)
+    assert not tokens.scored.any()
+    assert np.isnan(tokens.log_ratio).all()
+    assert (tokens.removed == 0).all()
+    assert read_tokens(reader, 1).scored.sum() == ROWS * LENGTH
+
+
+def test_a_sick_token_is_not_taken_for_one_that_was_never_scored(tmp_path: Path) -> None:
+    _, columns = decide("grpo")
+    sick = np.flatnonzero(columns["region"] == Region.INSIDE)[0]
+    columns["logp_new"][sick] = columns["logp_old"][sick] = columns["entropy"][sick] = np.nan
+    tokens = read_tokens(record(tmp_path, without_passes(columns)), 1)
+    assert tokens.scored[sick]
+    assert np.isnan(tokens.gradient[sick])
+
+
 @pytest.mark.parametrize("name", ["region", "effect"])
 def test_a_number_without_a_name_is_told(tmp_path: Path, name: str) -> None:
     _, columns = decide("grpo")
@@ -214,3 +270,18 @@ def test_a_column_with_gaps_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(TraceReader, "tokens", lambda *a: broken)
     with pytest.raises(RunFailed, match="its column advantage has gaps"):
         read_tokens(reader, 1)
+
+
+def test_gaps_that_no_skipped_sample_leaves_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, columns = decide("grpo")
+    reader = record(tmp_path, without_passes(columns))
+    table = reader.tokens(1)
+    where = table.column_names.index("entropy")
+    broken = table.set_column(where, "entropy", pa.array(columns["entropy"]))
+    monkeypatch.setattr(TraceReader, "tokens", lambda *a: broken)
+    with pytest.raises(RunFailed, match="its column entropy has gaps"):
+        read_tokens(reader, 1)
+    monkeypatch.undo()
+    columns = without_passes(columns) | {"region": np.full_like(columns["region"], Region.INSIDE)}
+    with pytest.raises(RunFailed, match="tokens with a signal that were never scored"):
+        read_tokens(record(tmp_path / "other", columns), 1)

@@ -36,7 +36,7 @@ TOKENS_SHOWN = 30  # ids of the vocabulary
 
 _COLUMNS = (
     *("sample", "position", "token", "region", "logp_sampler", "logp_old"),
-    *("log_ratio", "advantage", "gradient", "removed", "signal", "stopped", "outside"),
+    *("log_ratio", "advantage", "gradient", "removed", "signal", "stopped", "outside", "scored"),
 )
 _ROWS_AT_ONCE = 1 << 16  # what is worked on then stays in the processor's cache
 _ROWS_A_FILE_COSTS = 4_000  # opening a file takes 1 to 2 ms, in which more tokens than these are counted
@@ -59,6 +59,7 @@ class Census:
     def __init__(self, bins: Bins) -> None:
         self.bins = bins
         self.masked = 0
+        self.unscored = 0  # have no ratio and no probability, so are in no table that is about these
         self.not_finite = 0  # log-ratio, advantage, weight or reward is NaN or infinite: in no table below
         self.flags = np.zeros(_FLAGS, dtype=np.int64)  # of all tokens, finite or not
         cells = bins.map_log_ratio.count * bins.map_advantage.count * len(REGIONS)
@@ -108,18 +109,28 @@ class Census:
         flags_N = tokens.signal + 2 * tokens.stopped.view(np.uint8) + 4 * tokens.outside.view(np.uint8)
         self.flags += np.bincount(flags_N, minlength=_FLAGS)
         finite_N = reward_N >= 0
-        for column_N in (tokens.log_ratio, tokens.advantage, tokens.gradient, tokens.removed):
+        for column_N in (tokens.advantage, tokens.gradient, tokens.removed):
             finite_N &= np.isfinite(column_N)
+        finite_N &= np.isfinite(tokens.log_ratio) | ~tokens.scored
         if not finite_N.all():
             self.not_finite += int(np.count_nonzero(~finite_N))
             tokens, reward_N, flags_N = tokens.rows(finite_N), reward_N[finite_N], flags_N[finite_N]
-        self._count_places(tokens)
-        self._count_noise(tokens.logp_old, tokens.logp_sampler)
         fates = _Fates(flags_N, tokens)
         self.position.count(place_position(tokens.position), fates)
-        self.probability.count(place_probability(tokens.logp_old), fates)
         self.reward.count(reward_N, fates)
         self.token.count_ids(tokens.token, fates)
+        self._count_scored(tokens, fates)
+
+    def _count_scored(self, tokens: Tokens, fates: _Fates) -> None:
+        """What is told by a pass through the model, of the tokens that had one."""
+        scored_N = tokens.scored
+        if not scored_N.all():
+            self.unscored += int(np.count_nonzero(~scored_N))
+            tokens = tokens.rows(scored_N)
+            fates = _Fates(fates.flags[scored_N], tokens)
+        self._count_places(tokens)
+        self._count_noise(tokens.logp_old, tokens.logp_sampler)
+        self.probability.count(place_probability(tokens.logp_old), fates)
 
     def _count_places(self, tokens: Tokens) -> None:
         """The map and the distribution of ratios."""
@@ -156,6 +167,7 @@ class Census:
             "gradient": whole["gradient"],
             "removed": whole["removed"],
             "masked": self.masked,
+            "unscored": self.unscored,
             "not_finite": self.not_finite,
             "map": {
                 "log_ratio_edges": self.bins.map_log_ratio.edges,
@@ -351,12 +363,14 @@ def census(
     Returns:
         tokens, signal (A ≠ 0), stopped, outside (the band): counts. gradient, removed: sums, of finite tokens.
         masked: tokens that took no part and count nowhere else.
+        unscored: how many of `tokens` were never scored; they have no signal, and of the tables below they are in
+            by_position, by_reward and by_token alone.
         not_finite: how many of `tokens` have NaN or infinity; they are in no table below.
         steps: the first and the last. sampled: which of them were read, in words, or None. notes: what was not read.
         map: sparse cells [log-ratio bin, advantage bin, region, tokens, stopped, removed]; the outermost bins take all
             beyond.
         ratio: tokens by log-ratio for each region; noise: how far apart π_old and π_sampler are, which are two
-            evaluations of the same weights (None where the engine gave no log-probs).
+            evaluations of the same weights (None where the engine gave no log-probs, or none was scored).
         by_position (in the completion), by_probability (π_old of the token), by_reward (mean of its group): rows.
         by_token: a row for each of the ids that lost most gradient.
 

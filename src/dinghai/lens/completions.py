@@ -21,6 +21,7 @@ from dinghai.errors import InputError
 from dinghai.lens.tokens import Tokens, read_tokens
 from dinghai.text import safe
 from dinghai.trace import TraceReader
+from dinghai.trace.schema import OF_SCORED
 
 PROMPT_CHARACTERS = 2_000
 HEAD_CHARACTERS = 90
@@ -54,7 +55,7 @@ def group_heads(reader: TraceReader, step: int) -> list[dict[str, Any]]:
     """The recorded prompts of a step, the one that lost most gradient first: `group`, `prompt_id`, `prompt` (the
     beginning, in one line), `size` (completions), `reward_mean`, and over all updates the tokens with a `signal`, those
     `stopped`, those `outside` the band, `removed` (the prompt's share of all the gradient removed in the step) and
-    `worst` (the largest |log ratio|, nats).
+    `worst` (the largest |log ratio| of a token with a signal, nats).
 
     Raises:
         InputError: there is no such step.
@@ -95,7 +96,8 @@ def group(
     Each of `samples` has the `text` of its tokens once, and under `updates` for each update that took it the columns of
     `Tokens` as the page reads them: `region` and `effect` as indices in REGIONS and EFFECTS, `ratio` of the ratio that
     the rule saw, and numbers rounded to five digits. A column whose values are all the same is that one value;
-    what is not finite is its name.
+    what is not finite is its name. Where a token was never scored there is `scored`, false for such tokens, and what a
+    pass through the model would have told of them is None.
 
     Args:
         spell: from token ids to what is shown; without it ids are shown, and the completion as it was `written`.
@@ -150,7 +152,8 @@ class _SumsBy:
         ):
             sums += np.bincount(part_N[which_N], minlength=parts)
         self.removed += np.bincount(part_N, weights=tokens.removed, minlength=parts)
-        np.maximum.at(self.worst, part_N, np.abs(tokens.log_ratio))  # lets NaN through
+        moved_N = tokens.signal  # as metrics.jsonl has it: whether other tokens were scored changes nothing
+        np.maximum.at(self.worst, part_N[moved_N], np.abs(tokens.log_ratio[moved_N]))  # lets NaN through
 
     def worst_first(self, names: np.ndarray) -> list[int]:
         """Places by removed gradient, then stopped tokens, then |log ratio|, then name; what is not finite first."""
@@ -201,9 +204,16 @@ def _rows_of(tokens: Tokens, sample: int) -> Tokens:
 def _fates(tokens: Tokens) -> dict[str, Any]:
     """Columns of one completion in one update."""
     names = [*NUMBERS, *(name for name in NUMBERS_OF_SOME_RUNS if getattr(tokens, name) is not None)]
-    fates = {name: _numbers(getattr(tokens, name), DIGITS) for name in names}
+    fates: dict[str, list[Any]] = {name: [*_numbers(getattr(tokens, name), DIGITS)] for name in names}
     with np.errstate(over="ignore"):
-        fates["ratio"] = _numbers(np.exp(tokens.log_ratio.astype(np.float64)), DIGITS_OF_RATIO)
+        fates["ratio"] = [*_numbers(np.exp(tokens.log_ratio.astype(np.float64)), DIGITS_OF_RATIO)]
+    if not tokens.scored.all():
+        for name in ("ratio", *OF_SCORED):
+            if name in fates:
+                fates[name] = [
+                    value if scored else None for value, scored in zip(fates[name], tokens.scored, strict=True)
+                ]
+        fates["scored"] = tokens.scored.tolist()
     fates |= {"region": tokens.region.tolist(), "effect": tokens.effect.tolist()}
     return {name: _once_if_constant(values) for name, values in fates.items()}
 

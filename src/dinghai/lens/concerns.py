@@ -24,6 +24,7 @@ from dinghai.lens.series import (
     steps_and_values,
     weighted_mean,
 )
+from dinghai.lens.settings import table
 from dinghai.lens.words import counted, percent
 
 
@@ -78,12 +79,6 @@ class Record:
     def solved(self) -> bool:
         """Whether the task is as good as done, so that little is left to learn."""
         return bool(self.evaluations) and self.evaluations[-1][1] >= THRESHOLDS["solved"].value
-
-
-def table(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table of a run's settings; empty where it is missing or no table."""
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def concerns(record: Record) -> list[str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from dinghai.errors import DinghaiError
 from dinghai.files import read_json
-from dinghai.lens.concerns import table
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.series import Row, is_finite, steps_and_values
+from dinghai.lens.settings import table
 from dinghai.lens.words import counted, duration, joined, percent, rounded, size
 from dinghai.trace import TraceReader
 from dinghai.trace.schema import MARKER, step_folder, update_number

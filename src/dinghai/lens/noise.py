@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dinghai.errors import DinghaiError
+from dinghai.lens.settings import table
 from dinghai.lens.tokens import read_tokens
 from dinghai.trace import TraceReader
 from dinghai.trace.schema import MARKER, step_folder
@@ -32,12 +33,13 @@ class Noise:
 def noise_floor(run_folder: Path, config: dict[str, Any], step: int) -> Noise | None:
     """The noise in one step of a run.
 
-    None where it cannot be known: the step is not recorded or damaged, or top-k or top-p sampling has made the
-    sampler's distribution another one on purpose.
+    None where it cannot be known: the step is not recorded or damaged, top-k or top-p sampling has made the sampler's
+    distribution another one on purpose, or the sampler's own numbers may have been taken for log π_old.
     """
-    rollout = config.get("rollout") if isinstance(config.get("rollout"), dict) else {}
-    objective = config.get("objective") if isinstance(config.get("objective"), dict) else {}
+    rollout, objective = table(config, "rollout"), table(config, "objective")
     if not rollout or not objective or rollout.get("top_p") != 1.0 or rollout.get("top_k") != 0:
+        return None
+    if table(table(config, "update"), "shortcuts").get("old_log_probs") == "engine":
         return None
     trace = Path(run_folder) / "trace"
     try:

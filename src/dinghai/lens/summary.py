@@ -11,13 +11,14 @@ from typing import Any
 
 from dinghai.errors import InputError
 from dinghai.files import read_json
-from dinghai.lens.concerns import THRESHOLDS, Record, concerns, table
+from dinghai.lens.concerns import THRESHOLDS, Record, concerns
 from dinghai.lens.metrics_file import Metrics, load_metrics
 from dinghai.lens.noise import noise_floor
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.rule_facts import readable_rule_facts
 from dinghai.lens.run_state import run_state
 from dinghai.lens.series import Row, is_number, mean_share, share_of_signal, steps_and_values, weighted_mean
+from dinghai.lens.settings import table
 
 
 @dataclass(frozen=True)
