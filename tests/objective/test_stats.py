@@ -115,11 +115,11 @@ def test_metrics_by_hand() -> None:
     near("gradient_removed/total", 5.0 / 7.85)
     near("weight_unclipped", 16.7)  # the factor of token-mean is 1
     near("gradient_unclipped", 7.85)
-    r = RATIO[MASK].tolist()  # 1, 2, 0.5, 2, 0.5, 4, 1.1, 2, 1
-    near("ratio_mean", sum(r) / 9)
-    near("ess_fraction", sum(r) ** 2 / (9 * sum(x * x for x in r)))
-    near("kl_old_new_k1", -sum(math.log(x) for x in r) / 9)
-    near("kl_old_new_k3", sum(x - 1 - math.log(x) for x in r) / 9)
+    r = RATIO[MASK & (ADVANTAGE != 0)].tolist()  # 1, 2, 0.5, 2, 0.5, 4, 1.1; what has no advantage is not measured
+    near("ratio_mean", sum(r) / 7)
+    near("ess_fraction", sum(r) ** 2 / (7 * sum(x * x for x in r)))
+    near("kl_old_new_k1", -sum(math.log(x) for x in r) / 7)
+    near("kl_old_new_k3", sum(x - 1 - math.log(x) for x in r) / 7)
     near("log_ratio_abs_max", math.log(4))
     # J: 1, 1.28, 0.5, -2 | 0.8·-2, 3·-2, -2.2 | 0, 0
     near("surrogate_mean", (1 + 1.28 + 0.5 - 2 - 1.6 - 6 - 2.2) / 9)
@@ -171,6 +171,23 @@ def test_fractions_of_no_signal_are_zero() -> None:
     m = PolicyLoss("grpo")(**arguments).stats.metrics()
     assert m["signal_tokens"] == m["stopped_fraction"] == m["band_fraction"] == m["gradient_removed/total"] == 0.0
     assert m["region/no_signal_fraction"] == m["effect/none_fraction"] == 1.0
+    measured = {"kl_old_new_k1", "kl_old_new_k3", "ratio_mean", "ess_fraction", "log_ratio_abs_max"}
+    assert not measured & m.keys(), "a mean over no token"
+
+
+def test_what_tokens_without_an_advantage_hold_changes_no_statistic() -> None:
+    """So it changes none whether they are scored."""
+    policy_loss = PolicyLoss("grpo", kl="k3")
+    arguments = random_batch(rows=9, length=9).packed()
+    silent_B = torch.arange(9) % 3 == 0
+    arguments["advantage"] = arguments["advantage"].masked_fill(silent_B, 0.0)
+    other = dict(arguments)
+    silent_N = torch.repeat_interleave(silent_B, arguments["cu_seqlens"].diff())
+    for name, value in (("logp_new", -3.0), ("logp_old", -0.1), ("logp_ref", float("nan"))):
+        other[name] = arguments[name].masked_fill(silent_N, value)
+    one, two = policy_loss(**arguments).stats, policy_loss(**other).stats
+    assert torch.equal(one.sums, two.sums)
+    assert torch.equal(one.maxima, two.maxima)
 
 
 @pytest.mark.parametrize("poisoned", ["logp_new", "logp_old", "advantage"])

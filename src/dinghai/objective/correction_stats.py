@@ -4,7 +4,8 @@ Shapes: N tokens that count (packed, see layout.py), K sums. Symbols: k = π_old
 
 All of k is measured before anything was truncated or dropped. (TRL's `sampling/importance_sampling_ratio/*` are taken
 afterwards, https://github.com/huggingface/trl/issues/5231: they look best where the mismatch is worst.) As in stats.py,
-sums and counts that add up exactly, divided once at the end.
+sums and counts that add up exactly, divided once at the end; and only tokens with a signal, A != 0, are measured, since
+the others need no log-probs at all.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from dinghai.objective.stats import on_grid
 
 SUMS = (
     "tokens",
-    "sequences",  # with at least one token that counts
+    "sequences",  # with at least one such token
     "dropped_tokens",
-    "dropped_sequences",  # all tokens that count are dropped
+    "dropped_sequences",  # all their tokens with a signal are dropped
     "truncated_tokens",
     "nonfinite_tokens",  # log k is NaN or infinite
     "ratio_excess",  # Σ (k - 1): small addends keep their digits, and Σ k is tokens + this
@@ -33,7 +34,7 @@ SUMS = (
 
 @dataclass(frozen=True)
 class CorrectionStats:
-    """Sums over the tokens that count. To merge ranks, all-reduce `sums` with SUM and `maxima` with MAX."""
+    """Sums over the tokens with a signal. To merge ranks, all-reduce `sums` with SUM and `maxima` with MAX."""
 
     sums: Tensor  # [K] float64 on the loss's device, named by SUMS
     maxima: Tensor  # [1] float64: the largest |log k| of a token
@@ -47,11 +48,11 @@ class CorrectionStats:
         return self if other == 0 else NotImplemented
 
     def metrics(self) -> dict[str, float]:
-        """Divided sums, by name. One transfer from the device.
+        """Divided sums, by name. One transfer from the device. All are of tokens that count and have A != 0.
 
         What the correction did:
-            dropped_fraction            tokens dropped, of those that count, with or without an advantage
-            dropped_sequences_fraction  sequences of which every token is dropped
+            dropped_fraction            tokens dropped
+            dropped_sequences_fraction  sequences of which every such token is dropped
             truncated_fraction          tokens of which the factor is a cap in place of the ratio
         What it met, from each token's own k, untruncated, dropped tokens included:
             nonfinite_tokens            how many have a log k that is NaN or infinite: they show in all that follows
@@ -87,15 +88,18 @@ class CorrectionStats:
 
 def collect_correction(x: CorrectionInputs, correction: Correction) -> CorrectionStats:
     """The sums of one batch, from what the correction saw and what it decided."""
-    layout, log_k_N = x.layout, x.log_k
+    layout, signal_N = x.layout, x.advantage != 0
+    log_k_N = x.log_k.masked_fill(~signal_N, 0.0)
     excess_N = torch.expm1(log_k_N)
-    kept_B = layout.sum((~correction.dropped).double())
-    truncated_N = correction.truncated
+    signals_B = layout.sum(signal_N.double())
+    kept_B = layout.sum((signal_N & ~correction.dropped).double())
+    dropped_N = correction.dropped & signal_N
+    truncated_N = torch.zeros_like(dropped_N) if correction.truncated is None else correction.truncated
     per_token_AN = torch.stack(
         [
-            torch.ones_like(log_k_N),
-            correction.dropped.double(),
-            torch.zeros_like(log_k_N) if truncated_N is None else (truncated_N & ~correction.dropped).double(),
+            signal_N.double(),
+            dropped_N.double(),
+            (truncated_N & signal_N & ~dropped_N).double(),
             (~log_k_N.isfinite()).double(),
             excess_N,
             excess_N.square(),
@@ -104,7 +108,7 @@ def collect_correction(x: CorrectionInputs, correction: Correction) -> Correctio
         ]
     )
     tokens, dropped, *others = on_grid(per_token_AN).sum(dim=1)
-    dropped_sequences = ((layout.length_B > 0) & (kept_B == 0)).sum().double()
-    sums = torch.stack([tokens, layout.sequences.double(), dropped, dropped_sequences, *others])
+    dropped_sequences = ((signals_B > 0) & (kept_B == 0)).sum()
+    sums = torch.stack([tokens, (signals_B > 0).sum().double(), dropped, dropped_sequences.double(), *others])
     maximum = torch.cat([log_k_N.new_zeros(1), log_k_N.abs()]).amax(dim=0, keepdim=True)
     return CorrectionStats(sums, maximum)

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens of a padded row, N packed tokens. A field has the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
@@ -62,6 +63,13 @@ class Decision:
 
     correction: Tensor | None = None
     """The factor of the rollout correction in `weight`, 0 where it dropped the token; None without a correction."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decision]) -> Decision:
+        """That of packed tokens from those of their parts, in order."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        present = {name: torch.cat(pieces) for name, pieces in columns.items() if pieces[0] is not None}
+        return replace(parts[0], **present)
 
     def unpacked(self, layout: Layout) -> Decision:
         """The same record, from [N] to the caller's shape."""

@@ -11,6 +11,7 @@ Multiplying by a mask instead would leave a finite loss with a NaN gradient, sin
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +29,10 @@ class Layout:
     index_N: Tensor | None  # where the tokens stood in the flattened tensor, ascending; None: every position counts
     length_B: Tensor  # tokens that count in each sequence (int64); 0 where a sequence is masked altogether
     tokens: int  # N
+    cu_seqlens: Tensor | None = None  # of packed sequences, in positions: what `part` cuts by
+    whole_length_B: Tensor | None = None
+    """In a part that cuts a sequence: tokens that count in each whole sequence. None: all sequences are whole."""
+    continues: bool = False  # the first sequence has tokens that count before this part
 
     @classmethod
     def of(cls, tokens: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Layout:
@@ -67,10 +72,57 @@ class Layout:
         _check_cu_seqlens(cu_seqlens, shape)
         cu_seqlens = cu_seqlens.long()
         if mask_N is None:
-            return cls(shape, None, cu_seqlens.diff(), shape[0])
+            return cls(shape, None, cu_seqlens.diff(), shape[0], cu_seqlens)
         index_N = mask_N.nonzero().squeeze(1)
         counted = torch.cat([mask_N.new_zeros(1, dtype=torch.long), mask_N.cumsum(0)])
-        return cls(shape, index_N, counted[cu_seqlens].diff(), index_N.numel())
+        return cls(shape, index_N, counted[cu_seqlens].diff(), index_N.numel(), cu_seqlens)
+
+    def part(self, positions: slice) -> Layout:
+        """The layout of neighbouring positions of packed sequences, which may cut a sequence at either end.
+
+        What a reduction does to a token of a cut sequence is what it does in the whole; sums over parts of sequences
+        are refused. Costs no more than the part is long.
+
+        Raises:
+            InputError: the sequences are padded, or a part themselves.
+        """
+        if self.cu_seqlens is None:
+            raise InputError("only whole packed sequences have parts: give cu_seqlens")
+        start, stop, _ = positions.indices(self.shape[0])
+        first = bisect_right(self._positions, start) - 1
+        last = max(bisect_left(self._positions, stop), first)
+        begin, end = self._counted_before(start), self._counted_before(stop)
+        bounds = self._counted[first : last + 1]
+        cut = [min(max(bound, begin), end) for bound in bounds]
+        whole_B = self.length_B[first:last]
+        return Layout(
+            shape=torch.Size([stop - start]),
+            index_N=None if self.index_N is None else self.index_N[begin:end] - start,
+            length_B=torch.tensor(cut, device=whole_B.device).diff() if cut != bounds else whole_B,
+            tokens=end - begin,
+            whole_length_B=whole_B if cut != bounds else None,
+            continues=len(cut) > 1 and bounds[0] < begin < cut[1],
+        )
+
+    @cached_property
+    def _positions(self) -> list[int]:
+        """Where the sequences begin and end, in positions."""
+        assert self.cu_seqlens is not None
+        return self.cu_seqlens.tolist()
+
+    @cached_property
+    def _counted(self) -> list[int]:
+        """Where the sequences begin and end, in tokens that count."""
+        return [0, *self.length_B.cumsum(0).tolist()]
+
+    @cached_property
+    def _index_on_cpu(self) -> Tensor | None:
+        return None if self.index_N is None else self.index_N.cpu()
+
+    def _counted_before(self, position: int) -> int:
+        """How many tokens that count stand before a position."""
+        index_N = self._index_on_cpu
+        return position if index_N is None else int(torch.searchsorted(index_N, position))
 
     @property
     def rows(self) -> int:
@@ -79,8 +131,11 @@ class Layout:
 
     @cached_property
     def sequences(self) -> Tensor:
-        """Number of sequences with at least one token that counts. One that is masked altogether counts nowhere."""
-        return (self.length_B > 0).sum()
+        """Number of sequences with at least one token that counts. One that is masked altogether counts nowhere.
+
+        Of parts, the one with the first such token counts the sequence.
+        """
+        return (self.length_B > 0).sum() - int(self.continues)
 
     @cached_property
     def row_N(self) -> Tensor:
@@ -104,7 +159,15 @@ class Layout:
         return x_B.index_select(0, self.row_N)
 
     def sum(self, x_N: Tensor) -> Tensor:
-        """Sum over each sequence: [N] -> [B], 0 for an empty one. In order, so a split into sequences alters no bit."""
+        """Sum over each sequence: [N] -> [B], 0 for an empty one. In order, so a split into sequences alters no bit.
+
+        Raises:
+            InputError: a sequence is cut.
+        """
+        if self.whole_length_B is not None:
+            raise InputError(
+                "a rule sums over sequences, but was given a part of one: register it with whole_sequences=True"
+            )
         return torch.segment_reduce(x_N, "sum", lengths=self.length_B, unsafe=True)
 
     def mean(self, x_N: Tensor) -> Tensor:

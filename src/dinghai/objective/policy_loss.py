@@ -12,7 +12,7 @@ the gradient, by construction, and the tests prove that it is the gradient of J.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,6 +43,23 @@ class PolicyLossOutput:
     stats: Stats  # sums; add those of all micro-batches, then .metrics()
     factor: Tensor  # f_t of the reduction, float64, in the caller's shape, 0 where masked: loss = -Σ f_t·J_t / D
     correction_stats: CorrectionStats | None = None  # likewise, of the rollout correction, if there is one
+
+    @classmethod
+    def joined(cls, parts: Sequence[PolicyLossOutput]) -> PolicyLossOutput:
+        """That of packed tokens from those of their parts, in order; every part was divided by the whole's normaliser.
+
+        Decisions, factors and statistics are those of the whole to the bit, the loss up to rounding.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        corrections = [part.correction_stats for part in parts if part.correction_stats is not None]
+        return cls(
+            loss=torch.stack([part.loss for part in parts]).sum(),
+            decision=Decision.joined([part.decision for part in parts]),
+            stats=sum((part.stats for part in parts[1:]), parts[0].stats),
+            factor=torch.cat([part.factor for part in parts]),
+            correction_stats=sum(corrections[1:], corrections[0]) if corrections else None,
+        )
 
 
 class PolicyLoss:
@@ -111,8 +128,9 @@ class PolicyLoss:
         normalizer: Normalizer | None = None,
         context: Context | None = None,
         beta: float | None = None,
+        layout: Layout | None = None,
     ) -> PolicyLossOutput:
-        """The loss of one batch, or of one micro-batch of whole sequences.
+        """The loss of one batch, of one micro-batch of whole sequences, or of a part of packed sequences.
 
         Args:
             logp_new: log π_new(token) in nats, with grad; padded [B, T] or packed [N].
@@ -127,6 +145,9 @@ class PolicyLoss:
             context: what `PolicyLoss.context` gave for the whole minibatch, so that rules that look at all of it decide
                 the same in every micro-batch. By default that of this batch.
             beta: coefficient of the KL penalty for this call, e.g. from a controller in kl_control.py.
+            layout: in place of mask and cu_seqlens, where the tokens lie. `Layout.part` makes that of a part of packed
+                sequences: if the objective is `tokenwise` it may cut them, and loss, decisions and statistics of the
+                parts add up to those of the whole. Needs the normalizer of the whole, and its context.
 
         Half precision is computed in float32; float64 stays. Masked positions may hold anything.
 
@@ -144,7 +165,10 @@ class PolicyLoss:
                 "logp_sampler is what the rollout correction measures from: give it if and only if `correction` is set"
             )
         beta = self.beta if beta is None else _check_beta(beta)
-        layout = Layout.of(logp_new, mask, cu_seqlens)
+        if layout is None:
+            layout = Layout.of(logp_new, mask, cu_seqlens)
+        else:
+            self._check_part(layout, logp_new, mask, cu_seqlens, context)
         logp_new_N = _in_compute_dtype(layout.gather(logp_new))
         x = self._inputs(logp_new_N.detach(), logp_old, advantage, layout)
         if self.rule.context is not None:
@@ -190,6 +214,73 @@ class PolicyLoss:
         layout = Layout.of(logp_new, mask, cu_seqlens)
         logp_new_N = _in_compute_dtype(layout.gather(logp_new))
         return self.rule.context(self._inputs(logp_new_N, logp_old, advantage, layout), self.parameters)
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether each decision is about a token alone, given the context, so that sequences may be cut into parts."""
+        return self.ratio == "token" and not self.rule.whole_sequences and self.correction is None
+
+    def is_silent_without_advantage(self) -> bool:
+        """Whether a token with A = 0 has no gradient from the rule and adds nothing to J, whatever its log-probs.
+
+        Then a sequence without any advantage need not be scored, unless a KL penalty or an entropy bonus acts on it.
+        Found by asking the rule. One that looks at the whole minibatch is taken to look at those tokens as well.
+        """
+        if self.rule.context is not None:
+            return False
+        log_ratio_N = torch.linspace(-8.0, 8.0, 161, dtype=torch.float64).repeat(3)
+        logp_old_N = torch.tensor([-20.0, -9.0, -8.01], dtype=torch.float64).repeat_interleave(161)
+        for length in (1, 7):  # alone, and in company
+            layout = Layout.packed(log_ratio_N.shape, torch.arange(0, log_ratio_N.numel() + 1, length))
+            x = TokenInputs.of(logp_old_N + log_ratio_N, logp_old_N, torch.zeros_like(logp_old_N), layout, self.ratio)
+            weight_N, surrogate_N = (f(x, self.parameters) for f in (self.rule.weight, self.rule.surrogate))
+            if bool((weight_N != 0).any() | (surrogate_N != 0).any()):
+                return False
+        return True
+
+    def unscored(self, *, mask: Tensor, cu_seqlens: Tensor) -> PolicyLossOutput:
+        """The record of packed sequences without any advantage, made without log-probs: they have no part in the loss.
+
+        Decisions of weight 0 in the region NO_SIGNAL, at a ratio of 1 that nobody measured; factors; and statistics in
+        which the tokens are counted, so that sums over a minibatch are those with scores. For an objective that
+        `is_silent_without_advantage`.
+
+        Args:
+            mask: boolean [N], True for tokens that count. cu_seqlens: [B+1].
+        """
+        nothing_N = torch.zeros(mask.shape, device=mask.device)
+        return self(
+            logp_new=nothing_N,
+            logp_old=nothing_N,
+            advantage=nothing_N,
+            mask=mask,
+            cu_seqlens=cu_seqlens,
+            logp_ref=None if self.kl is None else nothing_N,
+            logp_sampler=None if self.correction is None else nothing_N,
+        )
+
+    def _check_part(
+        self,
+        layout: Layout,
+        logp_new: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        context: Context | None,
+    ) -> None:
+        if mask is not None or cu_seqlens is not None:
+            raise InputError("a layout says where the tokens lie: leave out mask and cu_seqlens")
+        if layout.shape != logp_new.shape:
+            raise InputError(f"the layout is of shape {list(layout.shape)}, but logp_new has {list(logp_new.shape)}")
+        if layout.whole_length_B is None:
+            return
+        if not self.tokenwise:
+            raise InputError(
+                f"{self.rule.name!r} here looks at whole sequences, but the layout cuts one: cut between them"
+            )
+        if self.rule.context is not None and context is None:
+            raise InputError(
+                f"rule {self.rule.name!r} looks at the whole minibatch: give the context of it with a part"
+            )
 
     def _inputs(self, logp_new_N: Tensor, logp_old: Tensor, advantage: Tensor, layout: Layout) -> TokenInputs:
         """What the rule looks at. Nothing here carries a gradient."""

@@ -147,9 +147,10 @@ class Reduction:
             raise InputError(f"max_length is read by seq-mean-token-sum-norm only, not by {given}: leave it out")
 
     def factor(self, layout: Layout) -> Tensor:
-        """f_t of each token: [N], float64. The same however the batch is split into whole sequences."""
+        """f_t of each token: [N], float64. The same however the batch is split, also within sequences."""
         if self.name == "seq-mean-token-mean":
-            return layout.spread(1.0 / layout.length_B.double())
+            length_B = layout.length_B if layout.whole_length_B is None else layout.whole_length_B
+            return layout.spread(1.0 / length_B.double())
         return torch.ones(layout.tokens, dtype=torch.float64, device=layout.length_B.device)
 
     def divisor(self, normalizer: Normalizer) -> float | Tensor:
@@ -161,7 +162,9 @@ class Reduction:
         return _at_least_one(normalizer.sequences) * (self.max_length or 1)
 
     def __call__(self, x_N: Tensor, layout: Layout, normalizer: Normalizer | None = None) -> Tensor:
-        """Σ_t f_t · x_t / D, a scalar. Without a normaliser, D is that of the batch given."""
+        """Σ_t f_t · x_t / D, a scalar. Without a normaliser, D is that of the batch given, which has to be whole."""
+        if normalizer is None and layout.whole_length_B is not None:
+            raise InputError("a part of sequences has no mean of its own: give the normalizer of the whole")
         factor_N = self.factor(layout).to(x_N.dtype)
         return (factor_N * x_N).sum() / self.divisor(normalizer or Normalizer.of(layout))
 

@@ -52,6 +52,9 @@ class Rule:
     context: ContextFunction | None = None
     """Scalars over the whole minibatch that the decision about each token needs, e.g. BAPO's bounds. None: it needs
     none, and then a split into micro-batches changes nothing."""
+    whole_sequences: bool = False
+    """Whether the decision about a token looks at the other tokens of its sequence, beyond what the ratio does, e.g. at
+    a mean over them. If not, sequences may be cut where memory asks for it."""
     off: Mapping[str, float] | None = None
     """Parameters at which w = r·A, importance sampling without any clip; None: there are none."""
     breaks: Mapping[Law, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -90,6 +93,7 @@ def register_rule(
     ratio_levels: tuple[RatioLevel, ...] = ("token",),
     reduction: ReductionName = "token-mean",
     context: ContextFunction | None = None,
+    whole_sequences: bool = False,
     off: Mapping[str, float] | None = None,
     breaks: Mapping[Law, str] | None = None,
 ) -> Callable[[RuleFunction], RuleFunction]:
@@ -104,7 +108,7 @@ def register_rule(
             raise InputError(f"there is a rule {name!r} already; choose another name")
         rule = Rule(
             name, title, paper, formula, zero, surrogate, weight, region, parameters, ratio_levels, reduction, context,
-            None if off is None else MappingProxyType(dict(off)), MappingProxyType(dict(breaks or {})),
+            whole_sequences, None if off is None else MappingProxyType(dict(off)), MappingProxyType(dict(breaks or {})),
         )  # fmt: skip
         for level in ratio_levels:
             if level not in RATIO_LEVELS:

@@ -4,6 +4,9 @@ Shapes: N tokens that count (packed, see layout.py), R regions, K sums.
 
 A mean of means is wrong as soon as the parts differ in size. So a `Stats` holds sums and counts only, `+` adds them,
 and `metrics()` divides once, at the end. The sums are equal bit for bit in whatever order and split they were added.
+
+What is measured of log-probs (KL, ratio, largest log-ratio) is summed over the tokens with a signal, A != 0. The others
+need not be scored at all, and whether they were changes no statistic.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from dinghai.objective.kl import k1, k3
 BY_REGION = ("tokens", "weight", "weight_removed", "gradient", "gradient_removed")
 SCALARS = (
     "sequences",  # with at least one token that counts
-    "nonfinite_tokens",  # a log-prob, the advantage or the weight is NaN or infinite
+    "nonfinite_tokens",  # the advantage or the weight is NaN or infinite or, with a signal, a log-prob
     "factor",  # Σ f_t
     "surrogate",  # Σ f_t·J_t
     "kl_old_new_k1",
     "kl_old_new_k3",
-    "ratio_excess",  # Σ (r - 1): small addends keep their digits, and Σ r is tokens + this
+    "ratio_excess",  # Σ (r - 1): small addends keep their digits, and Σ r is the tokens with a signal + this
     "ratio_excess_squared",  # Σ (r - 1)²
     "kl_ref",
     "kl_ref_tokens",
@@ -55,7 +58,7 @@ class Stats:
     """Sums over the tokens that count. To merge ranks, all-reduce `sums` with SUM and `maxima` with MAX."""
 
     sums: Tensor  # [K] float64 on the loss's device, named by SUMS
-    maxima: Tensor  # [1] float64: the largest |log π_new - log π_old|
+    maxima: Tensor  # [1] float64: the largest |log π_new - log π_old| where A != 0
     kl: str | None = None  # name of the estimator in `kl_ref`
 
     def __add__(self, other: Stats) -> Stats:
@@ -73,14 +76,8 @@ class Stats:
 
         Over the tokens that count:
             tokens, signal_tokens       how many there are, and how many of them have A != 0
-            nonfinite_tokens            with a NaN or infinity in log-probs, advantage or weight
+            nonfinite_tokens            with a NaN or infinity in advantage or weight or, where A != 0, in log-probs
             region/<name>_fraction, effect/<name>_fraction
-            kl_old_new_k1, _k3          KL(π_old || π_new) in nats, from each token's own log-ratio: unbiased for tokens
-                                        drawn from π_old; k1 may be negative
-            kl_ref_<estimator>          of π_new from the reference, if asked for
-            ratio_mean                  of the ratio that the rule saw (of the token, or of its sequence)
-            ess_fraction                effective sample size (Σr)² / (n Σr²); 1 where all ratios agree
-            log_ratio_abs_max           largest |log π_new - log π_old| of a token
             surrogate_mean              Σ f_t·J_t / Σ f_t; f_t is the factor of the reduction, so for token-mean and
                                         seq-mean-token-mean it is minus the policy part of the loss
         Over the tokens with A != 0:
@@ -88,6 +85,12 @@ class Stats:
             band_fraction               the ratio is outside the band, whether or not the gradient is stopped: what most
                                         frameworks call clip fraction. Tokens that a rollout correction dropped are
                                         stopped, but not counted here
+            kl_old_new_k1, _k3          KL(π_old || π_new) in nats, from each token's own log-ratio: unbiased for tokens
+                                        drawn from π_old; k1 may be negative
+            kl_ref_<estimator>          of π_new from the reference, if asked for
+            ratio_mean                  of the ratio that the rule saw (of the token, or of its sequence)
+            ess_fraction                effective sample size (Σr)² / (n Σr²); 1 where all ratios agree
+            log_ratio_abs_max           largest |log π_new - log π_old| of a token
         Shares of the gradient that no rule would have given, Σ f_t·removed / Σ f_t·unclipped:
             weight_removed/<region>     of |w0| = |r·A|, removed = max(0, |w0| - max(0, w·sign(w0)))
             weight_removed/total
@@ -98,7 +101,8 @@ class Stats:
                                         several steps are averaged with them as weights
 
         A fraction of the tokens with A != 0, or of the gradient, is 0.0 where there is none: nothing was taken away.
-        Without any token only the three counts are given.
+        What is measured of log-probs, from kl_old_new on, is left out there. Without any token only the three counts
+        are given.
         """
         *values, log_ratio_abs_max = torch.cat([self.sums, self.maxima]).tolist()
         s = dict(zip(SUMS, values, strict=True))
@@ -112,15 +116,17 @@ class Stats:
         metrics |= {f"region/{name}_fraction": s[f"tokens/{name}"] / n for name in _REGIONS}
         metrics |= {f"effect/{e.name.lower()}_fraction": s[f"effect/{e.name.lower()}"] / n for e in Effect}
         metrics |= _removed(s, "weight") | _removed(s, "gradient")
-        metrics |= {"kl_old_new_k1": s["kl_old_new_k1"] / n, "kl_old_new_k3": s["kl_old_new_k3"] / n}
+        metrics["surrogate_mean"] = s["surrogate"] / s["factor"]
+        if signal == 0:
+            return metrics
+        metrics |= {"kl_old_new_k1": s["kl_old_new_k1"] / signal, "kl_old_new_k3": s["kl_old_new_k3"] / signal}
         if s["kl_ref_tokens"] > 0:
             metrics[f"kl_ref_{self.kl}"] = s["kl_ref"] / s["kl_ref_tokens"]
-        ratio_sum = n + s["ratio_excess"]
-        square_sum = n + 2 * s["ratio_excess"] + s["ratio_excess_squared"]
-        metrics["ratio_mean"] = ratio_sum / n
-        metrics["ess_fraction"] = _share(ratio_sum * ratio_sum, n * square_sum)
+        ratio_sum = signal + s["ratio_excess"]
+        square_sum = signal + 2 * s["ratio_excess"] + s["ratio_excess_squared"]
+        metrics["ratio_mean"] = ratio_sum / signal
+        metrics["ess_fraction"] = _share(ratio_sum * ratio_sum, signal * square_sum)
         metrics["log_ratio_abs_max"] = log_ratio_abs_max
-        metrics["surrogate_mean"] = s["surrogate"] / s["factor"]
         return metrics
 
 
@@ -137,9 +143,13 @@ def collect(
     Args:
         decision: packed, [N]. surrogate_N: J. factor_N: f_t of the reduction. kl_ref_N: value of the estimator `kl`.
     """
-    log_ratio_N = (x.logp_new - x.logp_old).double()  # of each token, also where the rule acts on sequences
-    excess_N = decision.ratio.double() - 1
-    finite_N = torch.stack([x.logp_new, x.logp_old, decision.advantage, decision.weight]).isfinite().all(dim=0)
+    silent_N = decision.advantage == 0
+    # Of each token, also where the rule acts on sequences; that of r = 1 where there is nothing to measure.
+    log_ratio_N = (x.logp_new - x.logp_old).double().masked_fill(silent_N, 0.0)
+    excess_N = (decision.ratio.double() - 1).masked_fill(silent_N, 0.0)
+    scored_N = torch.stack([x.logp_new, x.logp_old]).isfinite().all(dim=0) | silent_N
+    finite_N = scored_N & decision.advantage.isfinite() & decision.weight.isfinite()
+    no_kl_N = torch.zeros_like(excess_N)
     per_token_AN = torch.stack(
         [
             (~finite_N).double(),
@@ -149,8 +159,8 @@ def collect(
             k3(-log_ratio_N),
             excess_N,
             excess_N.square(),
-            torch.zeros_like(excess_N) if kl_ref_N is None else kl_ref_N.double(),
-            torch.full_like(excess_N, 0.0 if kl_ref_N is None else 1.0),
+            no_kl_N if kl_ref_N is None else kl_ref_N.double().masked_fill(silent_N, 0.0),
+            no_kl_N if kl_ref_N is None else (~silent_N).double(),
         ]
     )
     sums = [
@@ -172,6 +182,7 @@ def _by_region(x: TokenInputs, decision: Decision, factor_N: Tensor) -> Tensor:
     along_N = (decision.weight.double() * unclipped_N.sign()).clamp(min=0)  # what is left, if it points the same way
     removed_N = (unclipped_N.abs() - along_N).clamp(min=0)
     norm_N = -torch.expm1(x.logp_new.double().clamp(max=0))  # 1 - p, without cancellation where p is near 1
+    norm_N = norm_N.masked_fill(decision.advantage == 0, 0.0)  # not NaN, where π_new is unknown
     weight_N = factor_N * unclipped_N.abs()
     columns_N5 = torch.stack(
         [torch.ones_like(weight_N), weight_N, factor_N * removed_N, weight_N * norm_N, factor_N * removed_N * norm_N],

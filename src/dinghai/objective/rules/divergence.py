@@ -236,6 +236,7 @@ def vaco_region(x: TokenInputs, p: VacoParameters) -> Tensor:
     weight=vaco_weight,
     region=vaco_region,
     parameters=VacoParameters,
+    whole_sequences=True,
     off={"budget": INF},
 )
 def vaco_surrogate(x: TokenInputs, p: VacoParameters) -> Tensor:

@@ -71,6 +71,7 @@ def gmpo_region(x: TokenInputs, p: GmpoParameters) -> Tensor:
     region=gmpo_region,
     parameters=GmpoParameters,
     reduction="seq-mean-token-mean",
+    whole_sequences=True,
 )
 def gmpo_surrogate(x: TokenInputs, p: GmpoParameters) -> Tensor:
     """J_t = ρ·A for each token of a sequence, ρ = exp((1/|y|) Σ_t c_t), c_t = log r_t clipped by the sign of A.
