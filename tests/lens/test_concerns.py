@@ -99,8 +99,8 @@ WRONG: dict[str, tuple[dict[int, dict[str, Any]], dict[str, Any], str]] = {
     "uneven ratios": (
         {8: {"clip/ess_fraction": 0.31}},
         {},
-        "At step 8 ratios were so uneven that the batch counted like 31.0% of its tokens: try a lower update.lr, fewer "
-        "updates a batch, or update.target_kl.",
+        "At step 8 ratios were so uneven that the tokens with a signal counted like 31.0% of them: try a lower "
+        "update.lr, fewer updates a batch, or update.target_kl.",
     ),
     "relapse": (
         every({"clip/region/relapse_fraction": 0.08}) | {6: {"clip/region/relapse_fraction": 0.09}},

@@ -1,4 +1,7 @@
-"""A run as the training loop leaves it, made up: an addition task that is learned, and some hostile completions."""
+"""A run as the training loop leaves it, made up: an addition task that is learned, and some hostile completions.
+
+The last prompt of each step is answered right by all, and never scored; others that are have been scored.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def make_step(random: np.random.Generator, prompts: int, accuracy: float, hostil
     for group in range(prompts):
         a, b = random.integers(10, 99, 2)
         for place in range(size):
-            right = bool(random.random() < accuracy)
+            right = bool(random.random() < accuracy) or 0 < group == prompts - 1
             answer = a + b if right else a + b + random.integers(1, 30)
             units = (a % 10) + (b % 10)
             text = f"{a % 10}+{b % 10}={units}, carry {units // 10}\nso {a}+{b}={answer}"
@@ -72,6 +75,7 @@ def write_step(
     reward = np.array(samples.reward).reshape(-1, 8)
     advantage_S = ((reward - reward.mean(1, keepdims=True)) / (reward.std(1, keepdims=True) + 1e-6)).reshape(-1)
     sample_N = np.repeat(np.arange(len(samples.sample)), samples.tokens)
+    scored_N = (sample_N < len(samples.sample) - 8) | (advantage_S[sample_N] != 0)
     tokens_N = np.concatenate([ids_of(text) for text in samples.completion])
     entropy_N = random.gamma(0.5, 0.9 * (1.3 - learned), len(sample_N))
     logp_old_N = (-entropy_N * random.gamma(1.0, 1.0, len(sample_N)) - 1e-4).astype(np.float32)
@@ -90,7 +94,8 @@ def write_step(
             "advantage": advantage_S[sample_N[mine]],
             "entropy": entropy_N[mine],
         }
-        trace.add_update(update, {name: columns[name] for name in columns if name != "ratio"}, sample_N[mine])
+        record = {name: columns[name] for name in columns if name != "ratio"} | {"scored": scored_N[mine]}
+        trace.add_update(update, record, sample_N[mine])
         fates.append(columns)
     trace.finish_step()
     return _metrics(step, steps, samples, fates, reward)
@@ -119,9 +124,10 @@ def _clip_metrics(fate: dict[str, np.ndarray]) -> dict[str, Any]:
         "signal_tokens": int(signal.sum()),
         "stopped_fraction": float((fate["effect"] == 4)[signal].mean()) if signal.any() else 0.0,
         "band_fraction": float((np.abs(fate["ratio"] - 1) > 0.2)[signal].mean()) if signal.any() else 0.0,
-        "kl_old_new_k3": float((fate["ratio"] - 1 - np.log(fate["ratio"])).mean()),
         "weight_removed/total": float(lost.sum() / full.sum()) if full.sum() else 0.0,
     }
+    if signal.any():
+        out["kl_old_new_k3"] = float((fate["ratio"] - 1 - np.log(fate["ratio"]))[signal].mean())
     for number, name in REGIONS.items():
         out[f"region/{name}_fraction"] = float((fate["region"] == number).mean())
         share = float(lost[fate["region"] == number].sum() / full.sum()) if full.sum() else 0.0
@@ -142,7 +148,7 @@ def _metrics(
         "groups/no_signal_fraction": float((reward.std(1) == 0).mean()),
         "completion/length_mean": float(np.mean(samples.tokens)),
         "completion/truncated_fraction": float(1 - np.mean(samples.finished)),
-        "entropy": float(whole["entropy"].mean()),
+        "entropy": float(whole["entropy"][whole["region"] != 1].mean()),
         "lr": 1e-3,
         "grad_norm_mean": float(0.8 + 0.4 * np.sin(step)),
         "tokens/signal": int((whole["region"] != 1).sum()),

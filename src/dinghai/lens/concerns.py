@@ -49,7 +49,7 @@ THRESHOLDS = {
         0.05, "updates should make bad tokens rarer; on the built-in task under 1 in 100 go the other way"
     ),
     "kl_step": Threshold(0.1, "nats within one batch; PPO implementations leave a batch at 0.015 to 0.05"),
-    "ess": Threshold(0.5, "half of the batch's tokens count for nothing beside a few with large ratios"),
+    "ess": Threshold(0.5, "half of the tokens with a signal count for nothing beside a few with large ratios"),
     "kl_reference": Threshold(
         1.0, "nats a token: each token is about e times likelier than before; usual is 0.01 to 0.3"
     ),
@@ -208,7 +208,8 @@ def _moved_too_far(record: Record) -> str:
     step, least = min(series, key=lambda pair: pair[1], default=(0, 1.0))
     if least < THRESHOLDS["ess"].value:
         return (
-            f"At step {step} ratios were so uneven that the batch counted like {percent(least)} of its tokens: {mend}."
+            f"At step {step} ratios were so uneven that the tokens with a signal counted like {percent(least)} of "
+            f"them: {mend}."
         )
     return ""
 

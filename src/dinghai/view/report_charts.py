@@ -17,6 +17,7 @@ Chart = dict[str, Any]
 POINTS_AT_MOST = 400  # of a curve: more than a card has pixels for
 
 _BETA = "Weight of the KL to the reference"
+_NATS = "nats a token with a signal"  # the others need not be scored, and are left out of such means
 
 # title, note, whether the values are shares, [(name, key)]
 _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
@@ -28,8 +29,8 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
         True,
         [("stopped", "clip/stopped_fraction"), ("outside the band", "clip/band_fraction")],
     ),
-    ("KL(old‖new)", "nats a token, k3 estimate, mean over the step's updates", False, [("KL", "clip/kl_old_new_k3")]),
-    ("Entropy", "nats a token, of the policy that samples", False, [("entropy", "entropy")]),
+    ("KL(old‖new)", f"{_NATS}, k3 estimate, mean over the step's updates", False, [("KL", "clip/kl_old_new_k3")]),
+    ("Entropy", f"{_NATS}, of the policy that samples", False, [("entropy", "entropy")]),
     ("Completion length", "tokens, mean of the step", False, [("length", "completion/length_mean")]),
     (
         "Lost samples",
@@ -43,19 +44,19 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
         False,
         [("norm", "grad_norm_mean"), ("norm", "grad_norm")],
     ),
-    ("KL to the reference", "nats a token, k1 estimate", False, [("KL", "kl_ref_k1")]),
-    ("KL to the reference", "nats a token, k2 estimate", False, [("KL", "kl_ref_k2")]),
-    ("KL to the reference", "nats a token, k3 estimate", False, [("KL", "kl_ref_k3")]),
+    ("KL to the reference", f"{_NATS}, k1 estimate", False, [("KL", "kl_ref_k1")]),
+    ("KL to the reference", f"{_NATS}, k2 estimate", False, [("KL", "kl_ref_k2")]),
+    ("KL to the reference", f"{_NATS}, k3 estimate", False, [("KL", "kl_ref_k3")]),
     (_BETA, "beta, as its controller sets it", False, [("beta", "kl_ref_beta")]),
     (
         "Furthest token",
-        "largest |log π_new − log π_old| of a token in the step",
+        "largest |log π_new − log π_old| of a token with a signal in the step",
         False,
         [("furthest", "clip/log_ratio_abs_max")],
     ),
     (
         "Effective sample size",
-        "share of the batch that its ratios leave: 1 where all agree",
+        "share of the tokens with a signal that their ratios leave: 1 where all agree",
         True,
         [("of the ratios", "clip/ess_fraction"), ("old against sampler", "correction/ess_fraction")],
     ),
@@ -155,7 +156,7 @@ def update_charts(metrics: Metrics) -> list[Chart]:
         ("Outside the band, or dropped, by update", "share of the tokens trained on", True, True, "tokens", fractions),
         ("Gradient removed, by update", "share of the update's gradient", True, True, "signal_tokens", shares),
         ("Stopped, and outside the band, by update", "of tokens with a signal", True, False, "signal_tokens", measures),
-        ("KL(old‖new), by update", "nats a token, k3 estimate", False, False, "tokens", [("KL", "kl_old_new_k3")]),
+        ("KL(old‖new), by update", f"{_NATS}, k3 estimate", False, False, "signal_tokens", [("KL", "kl_old_new_k3")]),
     ]
     charts = []
     for title, note, share, stacked, weight, named in wanted:

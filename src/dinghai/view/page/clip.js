@@ -116,7 +116,9 @@ function figureSlot(above) {
 function coverageText(census) {
   const [first, last] = census.steps, steps = first === last ? `Step ${first}` : `Steps ${first} to ${last}`;
   const read = census.sampled ? ` Read: ${census.sampled}.` : "", notes = (census.notes || []).map(note => ` ${note}`).join("");
-  return `${steps}: ${countText(census.tokens)} tokens, each counted in every update that used it. ${countText(census.signal)} of them have a signal (A is not 0).${read}${notes}`;
+  const unscored = census.unscored
+    ? ` ${countText(census.unscored)} were never scored, since all advantages of their completion are 0: they have no ratio, and no place below but by position, reward and token.` : "";
+  return `${steps}: ${countText(census.tokens)} tokens, each counted in every update that used it. ${countText(census.signal)} of them have a signal (A is not 0).${unscored}${read}${notes}`;
 }
 
 // Whole run or one step, all updates or one.

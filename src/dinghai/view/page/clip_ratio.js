@@ -100,14 +100,15 @@ export function ratioSentences(census, rule, oneUpdate) {
   const { edges, regions } = census.ratio, axis = logAxis(edges, 400);
   const counts = edges.slice(1).map((_, bin) => Object.values(regions).reduce((sum, row) => sum + row[bin], 0));
   const total = counts.reduce((sum, count) => sum + count, 0);
-  if (!total) return ["No token is recorded here."];
+  if (!total) return [census.unscored ? "No token here was scored, so there is no ratio to show." : "No token is recorded here."];
   const middle = (counts.length - 1) / 2, said = [], width = reach(counts, middle, 0.99, total);
+  const who = census.unscored ? "tokens that were scored" : "tokens";
   const ends = [ratioText(edges[middle - width], axis.resolution), ratioText(edges[middle + width + 1], axis.resolution)];
   const allInMiddle = counts[middle] === total;
-  if (width < middle) said.push(`${allInMiddle ? "All tokens have" : "99% of the tokens have"} a ratio between ${ends[0]} and ${ends[1]}.`);
+  if (width < middle) said.push(`${allInMiddle ? "All" : "99% of the"} ${who} have a ratio between ${ends[0]} and ${ends[1]}.`);
   else {
     const ends = [edges[1], edges[edges.length - 2]].map(edge => ratioText(edge, axis.resolution));
-    said.push(`${formatShare((counts[0] + counts[counts.length - 1]) / total)} of the tokens lie beyond the picture, with a ratio below ${ends[0]} or above ${ends[1]}.`);
+    said.push(`${formatShare((counts[0] + counts[counts.length - 1]) / total)} of the ${who} lie beyond the picture, with a ratio below ${ends[0]} or above ${ends[1]}.`);
   }
   said.push(...boundSentences(census, rule, counts, allInMiddle && oneUpdate), ...noiseSentences(census.ratio.noise, rule));
   return said;

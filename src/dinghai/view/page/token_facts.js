@@ -20,6 +20,12 @@ export function lastUpdate(sample, update) {
 // The size of what a token lost; what is not a number counts most, since something is wrong there.
 export const lossOf = removed => (isNumber(removed) ? removed : removed === undefined || removed === null ? 0 : Infinity);
 
+// False for a token that the model never read, since no token of its completion has a signal.
+export const isScored = (fate, place) => valueAt(fate.scored, place) !== false;
+
+export const countUnscored = samples => sumOf(samples.map(sample =>
+  sample.text.filter((_, place) => Object.values(sample.updates).some(fate => !isScored(fate, place))).length));
+
 export function lossIn(sample, update) {
   const fate = sample.updates[update];
   if (!fate) return 0;
@@ -41,6 +47,7 @@ export function describeToken(overview, sample, place, update, lost) {
   const token = {
     text: shownText(sample, place), bytes: sample.bytes[place], token: sample.token[place], place, length: sample.length, sample: sample.id,
     region: regionOf(overview, fate, place).name, effect: effectOf(overview, fate, place).name,
+    scored: isScored(fate, place),
   };
   for (const name of NUMBERS) if (name in fate) token[name] = valueAt(fate[name], place);
   return { ...token, shareOfRemoved: lost > 0 ? token.removed / lost : null };

@@ -27,21 +27,22 @@ export function firstColouring(rule) {
 
 // The scale for a prompt's tokens over all updates, so that a colour means the same in each of them.
 export function makeScale(name, group, rule) {
-  const colouring = COLOURINGS[name];
+  const colouring = COLOURINGS[name], columns = columnsOf(group, colouring), isBlank = columns.some(column => [column].flat().includes(null));
   const edges = colouring.diverging
-    ? (colouring.logarithmic && edgesOfRule(rule)) || aroundZero(largest(group, colouring))
-    : STEPS_FROM_ZERO.map(share => share * largest(group, colouring));
+    ? (colouring.logarithmic && edgesOfRule(rule)) || aroundZero(largest(columns, colouring))
+    : STEPS_FROM_ZERO.map(share => share * largest(columns, colouring));
   const prefix = colouring.diverging ? "d" : "s";
   const shown = edge => (colouring.logarithmic ? formatRatio(Math.exp(edge)) : formatNumber(Number(edge.toPrecision(3))));
   return {
     classOf(fate, place) {
-      const value = number(valueAt(fate[colouring.column], place), colouring);
-      if (value === null) return "lost";
+      const stored = valueAt(fate[colouring.column], place), value = number(stored, colouring);
+      if (value === null) return stored === null ? "blank" : "lost";
       const step = edges.findIndex(edge => value < edge);
       return prefix + (step < 0 ? edges.length : step);
     },
-    legend: [...edges, null].map((edge, step) => [prefix + step,
+    legend: [...[...edges, null].map((edge, step) => [prefix + step,
       edge === null ? `≥ ${shown(edges[edges.length - 1])}` : step === 0 ? `< ${shown(edge)}` : `${shown(edges[step - 1])} … ${shown(edge)}`]),
+    ...(isBlank ? [["blank", "never scored"]] : [])],
     title: colouring.label + (colouring.unit ? `, ${colouring.unit}` : ""),
   };
 }
@@ -64,16 +65,16 @@ function aroundZero(size) {
   return [...STEPS_AROUND_ZERO.map(share => -share * size).reverse(), ...STEPS_AROUND_ZERO.map(share => share * size)];
 }
 
+const columnsOf = (group, colouring) =>
+  group.samples.flatMap(sample => Object.values(sample.updates).map(fate => fate[colouring.column]));
+
 // A round number that nearly all values stay below.
-function largest(group, colouring) {
+function largest(columns, colouring) {
   const sizes = [];
-  for (const sample of group.samples) {
-    for (const fate of Object.values(sample.updates)) {
-      const column = fate[colouring.column];
-      for (const one of Array.isArray(column) ? column : [column]) {
-        const value = number(one, colouring);
-        if (value !== null && Number.isFinite(value) && value !== 0) sizes.push(Math.abs(value));
-      }
+  for (const column of columns) {
+    for (const one of Array.isArray(column) ? column : [column]) {
+      const value = number(one, colouring);
+      if (value !== null && Number.isFinite(value) && value !== 0) sizes.push(Math.abs(value));
     }
   }
   if (!sizes.length) return 1;

@@ -8,6 +8,8 @@ const BOUND_NAMES = { overshoot: "1+ε_high", relapse: "1+ε_high", forgotten: "
 // Numbers of a token may be missing or not finite; where one of these is, no sentence about sizes is true.
 const SIZES = ["ratio", "advantage", "weight", "weight_unclipped"];
 
+const NEVER_SCORED = "Never scored: all advantages of its completion are 0, so it has no gradient with or without a rule, and nothing was computed for it.";
+
 // A ratio with two digits of its distance from 1, where that is small: bounds of a completion's ratio lie at 1.0003.
 export function formatRatio(value) {
   const away = isNumber(value) ? Math.abs(value - 1) : 0;
@@ -27,6 +29,7 @@ export function removedShare({ effect, weight, weight_unclipped: unclipped }) {
 export function fateSentence(token, region, rule) {
   const { ratio, advantage, weight, correction } = token;
   if (token.region === "masked") return "Not trained on (prompt, padding or tool output), so it has no gradient.";
+  if (token.scored === false) return NEVER_SCORED;
   if (!SIZES.every(name => isNumber(token[name]))) {
     return `Not all of its numbers are finite (r ${formatRatio(ratio)}, A ${formatNumber(advantage)}, w ${formatNumber(weight)}): nothing can be said of its gradient.`;
   }

@@ -4,7 +4,7 @@ import { formatNumber, isNumber, words } from "./format.js";
 import { heading } from "./overview.js";
 import { fillHead, makeCard, paintCard, placeInNextLine } from "./token_cards.js";
 import { button, dropDown, filterLegend, promptTable, stepper, updateSlider } from "./token_controls.js";
-import { describeToken, effectOf, lastUpdate, lossIn, lossOf, movesBetween, occurring, regionOf, sumOf, tallyByUpdate, worstIn } from "./token_facts.js";
+import { countUnscored, describeToken, effectOf, isScored, lastUpdate, lossIn, lossOf, movesBetween, occurring, regionOf, sumOf, tallyByUpdate, worstIn } from "./token_facts.js";
 import { fillPanel } from "./token_panel.js";
 import { COLOURINGS, firstColouring, makeScale, valueAt } from "./token_scales.js";
 import { formatRatio } from "./token_words.js";
@@ -191,6 +191,7 @@ export function mountTokens(host, source, run) {
     if (!passes(regionOf(overview, fate, place).name, effectOf(overview, fate, place).name)) return -1;
     if (!scale) return lossOf(valueAt(fate.removed, place)) + (regionOf(overview, fate, place).name === "inside" ? 0 : 1e-9);
     const value = valueAt(fate[COLOURINGS[state.colour].column], place);
+    if (value === null) return 0;
     return isNumber(value) ? Math.abs(COLOURINGS[state.colour].logarithmic ? Math.log(value) : value) : Infinity;
   }
 
@@ -201,6 +202,7 @@ export function mountTokens(host, source, run) {
     if (!Array.isArray(fate.advantage)) facts.push(["A", formatNumber(fate.advantage)]);
     const stopped = nodes.filter((_, place) => effectOf(overview, fate, place).name === "stopped").length;
     if (stopped) facts.push(["stopped", String(stopped)]);
+    if (nodes.length && nodes.every((_, place) => !isScored(fate, place))) facts.push(["never scored", ""]);
     if (update !== state.update) facts.push(["update", String(update)]);
     return facts;
   }
@@ -218,6 +220,8 @@ export function mountTokens(host, source, run) {
     if (group.samples.length < group.size) parts.push(`${group.samples.length} of this prompt's ${group.size} completions are shown.`);
     if (heads.length < info.groups) parts.push(`${heads.length} of the step's ${info.groups} recorded prompts are shown.`);
     if (recorded < total) parts.push(`The trace holds ${recorded} of the step's ${total} tokens.`);
+    const unscored = countUnscored(group.samples);
+    if (unscored) parts.push(`${unscored} tokens of these completions were never scored: all advantages of their completion are 0, so nothing was computed for them.`);
     if (cards.some(card => card.update !== state.update)) parts.push("Faded completions are not in this update: they are as the one before that took them found them.");
     note.textContent = [...parts, ...traced.notes].join(" ");
   }
@@ -257,7 +261,7 @@ export function mountTokens(host, source, run) {
     if (card.update === null) { tip.hide(); return; }
     const box = body.getBoundingClientRect(), spot = card.nodes[place].getBoundingClientRect();
     const token = describe(card, place, card.update);
-    tip.show(spot.left - box.left, spot.bottom - box.top + 6, el("b", "", token.text), el("div", "", `${words(token.region)}, ${token.effect}`),
+    tip.show(spot.left - box.left, spot.bottom - box.top + 6, el("b", "", token.text), el("div", "", `${words(token.region)}, ${token.scored ? token.effect : "never scored"}`),
       el("div", "", `r ${formatRatio(token.ratio)}  A ${formatNumber(token.advantage)}  w ${formatNumber(token.weight)}`));
     showNumbers(card, place);
   }
@@ -282,7 +286,7 @@ export function mountTokens(host, source, run) {
     writeAddress();
     if (!card || card.update === null) return;
     const token = describe(card, place, card.update);
-    said.textContent = `${token.text}: ${words(token.region)}, ${token.effect}, r ${formatRatio(token.ratio)}, A ${formatNumber(token.advantage)}, w ${formatNumber(token.weight)}`;
+    said.textContent = `${token.text}: ${words(token.region)}, ${token.scored ? token.effect : "never scored"}, r ${formatRatio(token.ratio)}, A ${formatNumber(token.advantage)}, w ${formatNumber(token.weight)}`;
   }
 
   function reveal(card, place) {
