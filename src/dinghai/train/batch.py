@@ -61,7 +61,9 @@ class Batch:
 
     def token_index(self, chosen: Sequence[int]) -> Tensor:
         """Where the tokens of the chosen samples lie among all N, in their order."""
-        return torch.from_numpy(np.concatenate([np.arange(n) + s for s, n in self._spans(chosen)]))
+        return torch.from_numpy(
+            self.position_N(chosen) + np.repeat(self.start_B[list(chosen)], self.length_B[list(chosen)])
+        )
 
     def cu_seqlens(self, chosen: Sequence[int]) -> Tensor:
         """[len(chosen) + 1] offsets of the chosen samples when packed."""
@@ -73,11 +75,18 @@ class Batch:
 
     def position_N(self, chosen: Sequence[int]) -> np.ndarray:
         """The place of each token within its completion."""
-        return np.concatenate([np.arange(n) for _, n in self._spans(chosen)])
+        length_B = self.length_B[list(chosen)]
+        return np.arange(length_B.sum()) - np.repeat(np.cumsum(length_B) - length_B, length_B)
 
     def mask_N(self, chosen: Sequence[int]) -> Tensor:
         """True for tokens that count in the loss."""
         return self.in_loss_B[torch.from_numpy(self.sample_N(chosen))]
+
+    def has_any(self, flag_N: Tensor) -> list[bool]:
+        """Of each sample, whether a flag of the batch's tokens is set at one that counts in the loss."""
+        every = range(self.samples)
+        flagged_N = (flag_N & self.mask_N(every)).numpy()
+        return (np.bincount(self.sample_N(every)[flagged_N], minlength=self.samples) > 0).tolist()
 
     def padded(self, value_N: Tensor) -> Tensor:
         """[N] -> [B, T], zeros behind each completion."""
@@ -88,9 +97,6 @@ class Batch:
     def real_BT(self) -> Tensor:
         """True where [B, T] holds a token: `x_BT[batch.real_BT()]` packs it again."""
         return torch.arange(int(self.length_B.max()))[None] < torch.from_numpy(self.length_B)[:, None]
-
-    def _spans(self, chosen: Sequence[int]) -> list[tuple[int, int]]:
-        return [(int(self.start_B[i]), int(self.length_B[i])) for i in chosen]
 
 
 def minibatch_schedule(

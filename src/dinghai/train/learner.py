@@ -38,12 +38,21 @@ class Learner:
         }
         return cls(name, weights, masters, build_optimizer(masters.values(), update, peak_lr), peak_lr, update)
 
+    def count_missing_gradients_as_zero(self) -> None:
+        """Gives weights that no backward pass has reached a gradient of 0.
+
+        An optimiser passes over a weight without a gradient, but moves one of gradient 0 by its momentum: as it does
+        when the samples that did not need to be scored are.
+        """
+        for weight in self.weights.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+
     def clip_gradient(self) -> Tensor:
         """Limits the gradient's norm to `max_grad_norm`; returns what it was."""
         for name, weight in self.weights.items():
             if self.masters[name] is not weight:
-                self.masters[name].grad = None if weight.grad is None else weight.grad.float()
-                weight.grad = None
+                self.masters[name].grad = _take_gradient(weight)
         return torch.nn.utils.clip_grad_norm_(self.masters.values(), self.update.max_grad_norm or float("inf"))
 
     def step(self, lr: float) -> None:
@@ -78,3 +87,31 @@ class Learner:
         for name, weight in self.weights.items():
             if self.masters[name] is not weight:
                 weight.copy_(self.masters[name])
+
+
+def gradient_buffer(weight: nn.Parameter) -> Tensor | None:
+    """The float32 tensor that a gradient made outside autograd is added to, until `clip_gradient`; None: it is frozen.
+
+    Of float32 weights it is `grad` itself, to which autograd adds its own part in place. Of others it stands beside
+    `grad`, as `main_grad`, since sums over many tokens would lose digits in their dtype.
+    """
+    if not weight.requires_grad:
+        return None
+    if weight.dtype == torch.float32:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        return weight.grad
+    if getattr(weight, "main_grad", None) is None:
+        weight.main_grad = torch.zeros_like(weight, dtype=torch.float32)  # type: ignore[attr-defined]
+    return weight.main_grad  # type: ignore[attr-defined]
+
+
+def _take_gradient(weight: nn.Parameter) -> Tensor | None:
+    """The gradient of a weight in float32, of which it keeps nothing."""
+    gradient = None if weight.grad is None else weight.grad.float()
+    beside: Tensor | None = getattr(weight, "main_grad", None)
+    weight.grad = None
+    if beside is None:
+        return gradient
+    weight.main_grad = None  # type: ignore[attr-defined]
+    return beside if gradient is None else beside.add_(gradient)

@@ -1,50 +1,36 @@
 """The algorithm, from top to bottom: one training step of GRPO, or of PPO with a critic.
 
-    prompts -> rollouts -> rewards -> old log-probs -> advantages
+    prompts -> rollouts -> rewards -> advantages -> old log-probs
             -> for each epoch and minibatch: score -> policy loss -> backward -> clip the gradient's norm -> step
             -> record
 
 Three policies, never confused: logp_sampler is what the engine reported, logp_old what the trainer's own weights give
 before the first update on the batch, logp_new what they give now. The ratio of the clip is new/old.
 
-Shapes: B samples, N tokens (of the batch, or of a micro-batch where a function says so).
+What `run.shortcuts` spares: samples of which no token has an advantage are not scored, and the samples of the first
+update take its log-probs as their old ones. Neither changes a number.
+
+Shapes: B samples, N tokens (of the batch, or of a micro-batch where a function says so), C tokens of a part of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dinghai.objective import KL_ESTIMATORS, Context, Normalizer, value_loss
-from dinghai.policy.model import Policy
-from dinghai.policy.scoring import TokenSequence, micro_batches, score
+from dinghai.objective import Context, Layout, Normalizer, PolicyLossOutput, value_loss
+from dinghai.policy.scoring import micro_batches
 from dinghai.train.advantages import advantages_of_critic, advantages_without_critic
+from dinghai.train.backward import backward_by_autograd, backward_in_one_pass
 from dinghai.train.batch import Batch, minibatch_schedule
 from dinghai.train.collect import collect
 from dinghai.train.finite import require_finite, require_finite_tokens
 from dinghai.train.record import StepRecord
 from dinghai.train.run_parts import RunParts
 from dinghai.train.seeds import derive_seed
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the updates on a batch start from, for each of its N tokens; nothing of it changes during them."""
-
-    logp_sampler_N: Tensor
-    logp_old_N: Tensor
-    advantage_N: Tensor
-    logp_ref_N: Tensor | None = None  # the reference policy's, where there is one
-    value_old_N: Tensor | None = None  # the critic's, where there is one
-    return_N: Tensor | None = None
-
-    def at(self, here: Tensor, device: torch.device) -> Targets:
-        """Those of a micro-batch's tokens, on its device."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: x[here].to(device) for name, x in columns.items() if x is not None})
+from dinghai.train.targets import Targets, for_each_token, kl_in_reward, log_probs
 
 
 def train_step(run: RunParts, step: int, next_prompt: int) -> tuple[StepRecord, int]:
@@ -67,41 +53,58 @@ def train_step(run: RunParts, step: int, next_prompt: int) -> tuple[StepRecord, 
             break
     if run.reference is not None:
         record.beta = run.kl_penalty.beta
-        run.kl_penalty.follow(record.kl_to_reference())
+        kl = record.kl_to_reference()
+        if kl is not None:
+            run.kl_penalty.follow(kl)
     return record, collected.next_prompt
 
 
-def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequence[Sequence[int]]) -> Targets:
-    """Old log-probs, reference, values and advantages: all that is fixed before the first update.
+@torch.no_grad()
+def prepare_targets(run: RunParts, step: int, batch: Batch, minibatches: Sequence[list[int]]) -> Targets:
+    """Reference, values, advantages and old log-probs: all that is fixed before the first update.
 
-    The log-probs are computed in the micro-batches of the first epoch, so the first update sees a ratio of exactly 1.
+    Log-probs are computed in the micro-batches of the first epoch, so the first update sees a ratio of exactly 1.
     """
+    every = range(batch.samples)
+    logp_old_N = logp_ref_N = penalty_N = value_N = return_N = None
+    if run.reference is not None:
+        with run.reference.weights():
+            logp_ref_N = log_probs(run, run.reference.policy, batch, minibatches)
+        require_finite_tokens("logp_ref", logp_ref_N, batch, every, step)
+        if run.settings.objective.kl.where == "reward":
+            logp_old_N = old_log_probs(run, step, batch, minibatches)
+            penalty_N = kl_in_reward(run, logp_old_N, logp_ref_N)
+    if run.critic is None:
+        advantage_N = advantages_without_critic(run.settings, batch, penalty_N)
+    else:
+        assert run.settings.advantage.kind == "gae"
+        value_N = for_each_token(run, batch, minibatches, run.critic.values)
+        require_finite_tokens("the critic's value", value_N, batch, every, step)
+        advantage_N, return_N = advantages_of_critic(run.settings.advantage, batch, value_N, penalty_N)
+    require_finite_tokens("the advantage", advantage_N, batch, every, step)
+    if logp_old_N is None:
+        scored = [samples_to_score(run, batch, samples, advantage_N) for samples in minibatches]
+        logp_old_N = old_log_probs(run, step, batch, scored)
+    return Targets(batch.logp_sampler_N, logp_old_N, advantage_N, logp_ref_N, value_N, return_N)
 
-    def log_probs(policy: Policy) -> Tensor:
-        temperature = run.settings.rollout.temperature
-        return for_each_token(
-            run, batch, minibatches, lambda sequences: score(policy, sequences, temperature, one_pass=False)[0]
-        )
 
-    with torch.no_grad():
-        logp_old_N = log_probs(run.policy)
-        require_finite_tokens("logp_old", logp_old_N, batch, range(batch.samples), step)
-        logp_ref_N = None
-        if run.reference is not None:
-            with run.reference.weights():
-                logp_ref_N = log_probs(run.reference.policy)
-            require_finite_tokens("logp_ref", logp_ref_N, batch, range(batch.samples), step)
-        penalty_N = kl_in_reward(run, logp_old_N, logp_ref_N)
-        value_N = return_N = None
-        if run.critic is None:
-            advantage_N = advantages_without_critic(run.settings, batch, penalty_N)
-        else:
-            assert run.settings.advantage.kind == "gae"
-            value_N = for_each_token(run, batch, minibatches, run.critic.values)
-            require_finite_tokens("the critic's value", value_N, batch, range(batch.samples), step)
-            advantage_N, return_N = advantages_of_critic(run.settings.advantage, batch, value_N, penalty_N)
-        require_finite_tokens("the advantage", advantage_N, batch, range(batch.samples), step)
-        return Targets(batch.logp_sampler_N, logp_old_N, advantage_N, logp_ref_N, value_N, return_N)
+def old_log_probs(run: RunParts, step: int, batch: Batch, minibatches: Sequence[list[int]]) -> Tensor:
+    """log π_old of the minibatches' samples, [N]; NaN for those that the first update is to score by itself."""
+    if run.shortcuts.old_log_probs == "engine":
+        return batch.logp_sampler_N.clone()
+    asked = minibatches[1:] if run.shortcuts.first_update_scores_itself else minibatches
+    logp_old_N = log_probs(run, run.policy, batch, asked)
+    for samples in asked:
+        require_finite_tokens("logp_old", logp_old_N[batch.token_index(samples)], batch, samples, step)
+    return logp_old_N
+
+
+def samples_to_score(run: RunParts, batch: Batch, samples: list[int], advantage_N: Tensor) -> list[int]:
+    """Those that the policy has to read: all, or the ones with an advantage at a token that counts in the loss."""
+    if not run.shortcuts.skip_no_signal:
+        return samples
+    signal_B = batch.has_any(advantage_N != 0)
+    return [i for i in samples if signal_B[i]]
 
 
 def update_on(
@@ -111,13 +114,19 @@ def update_on(
     settings = run.settings
     mask_N = batch.mask_N(samples)
     counts = Normalizer(tokens=int(mask_N.sum()), sequences=int(batch.in_loss_B[samples].sum()))
-    parts = micro_batches(batch.sequences, samples, settings.update.micro_batch_tokens, run.policy.reading)
-    context = context_of_minibatch(run, batch, samples, parts, targets)
+    scored = samples_to_score(run, batch, samples, targets.advantage_N)
+    parts = micro_batches(batch.sequences, scored, settings.update.micro_batch_tokens, run.policy.reading)
+    is_first = index == 0 and run.shortcuts.first_update_scores_itself
+    context = context_of_minibatch(run, batch, scored, parts, targets, is_first)
     for chosen in parts:
-        policy_loss = policy_loss_of(run, step, batch, chosen, targets, counts, context, record)
-        policy_loss.backward()
+        policy_backward(run, step, batch, chosen, targets, is_first, counts, context, record)
         if run.critic is not None:
             value_loss_of(run, step, batch, chosen, targets, counts, record).backward()
+    if len(scored) < len(samples):
+        skipped = sorted(set(samples) - set(scored))
+        mask_N, cu_seqlens = (x(skipped).to(run.policy.device) for x in (batch.mask_N, batch.cu_seqlens))
+        record.unscored_tokens(skipped, run.policy_loss.unscored(mask=mask_N, cu_seqlens=cu_seqlens))
+        run.learners[0].count_missing_gradients_as_zero()
 
     moved_too_far = record.kl_of_update() > 1.5 * (settings.update.target_kl or float("inf"))
     policy_waits = settings.advantage.kind == "gae" and step <= settings.advantage.critic_warmup
@@ -134,7 +143,7 @@ def update_on(
 
 
 def context_of_minibatch(
-    run: RunParts, batch: Batch, samples: list[int], parts: Sequence[list[int]], targets: Targets
+    run: RunParts, batch: Batch, scored: list[int], parts: Sequence[list[int]], targets: Targets, is_first: bool
 ) -> Context | None:
     """What a rule that looks at the whole minibatch has to know of it; the cost is one more forward pass.
 
@@ -142,57 +151,81 @@ def context_of_minibatch(
     """
     if run.policy_loss.rule.context is None or len(parts) == 1:
         return None
+    here = batch.token_index(scored)
     with torch.no_grad():
-        logp_new_N = for_each_token(
-            run,
-            batch,
-            [samples],
-            lambda part: score(run.policy, part, run.settings.rollout.temperature, one_pass=False)[0],
-        )
-    here = batch.token_index(samples)
+        logp_new_N = log_probs(run, run.policy, batch, [scored])[here]
     return run.policy_loss.context(
-        logp_new=logp_new_N[here],
-        logp_old=targets.logp_old_N[here],
+        logp_new=logp_new_N,
+        logp_old=logp_new_N if is_first else targets.logp_old_N[here],
         advantage=targets.advantage_N[here],
-        mask=batch.mask_N(samples),
-        cu_seqlens=batch.cu_seqlens(samples),
+        mask=batch.mask_N(scored),
+        cu_seqlens=batch.cu_seqlens(scored),
     )
 
 
-def policy_loss_of(
+def policy_backward(
     run: RunParts,
     step: int,
     batch: Batch,
     chosen: list[int],
     targets: Targets,
+    is_first: bool,
     counts: Normalizer,
     context: Context | None,
     record: StepRecord,
-) -> Tensor:
-    """The policy's part of the minibatch loss that the chosen samples contribute; the parts add up exactly."""
-    objective, temperature = run.settings.objective, run.settings.rollout.temperature
+) -> None:
+    """Adds the gradient of the chosen samples' part of the minibatch loss; the parts add up exactly.
+
+    is_first: the update is the first on the batch, and takes the log-probs that it scores as the old ones
+    """
+    settings, device = run.settings, run.policy.device
+    here, mask_N, cu_seqlens = batch.token_index(chosen), batch.mask_N(chosen), batch.cu_seqlens(chosen)
+    before = targets.at(here, device)
+    layout = Layout.packed(mask_N.shape, cu_seqlens.to(device), None if mask_N.all() else mask_N.to(device))
+    bonus, temperature = settings.objective.entropy_bonus, settings.rollout.temperature
+    outputs: list[PolicyLossOutput] = []
+
+    def loss_of(rows: slice, logp_new_C: Tensor, entropy_C: Tensor) -> Tensor:
+        part = before.part(rows)
+        out = run.policy_loss(
+            logp_new=logp_new_C,
+            logp_old=logp_new_C.detach() if is_first else part.logp_old_N,
+            advantage=part.advantage_N,
+            layout=layout if rows == slice(0, len(here)) else layout.part(rows),
+            logp_ref=part.logp_ref_N,
+            logp_sampler=None if run.policy_loss.correction is None else part.logp_sampler_N,
+            normalizer=counts,
+            context=context,
+            beta=run.kl_penalty.beta if settings.objective.kl.where == "loss" else 0.0,
+        )
+        outputs.append(out)
+        if bonus == 0:
+            return out.loss
+        return out.loss - bonus * (entropy_C * out.decision.mask).sum() / max(1, counts.tokens)
+
     sequences = [batch.sequences[i] for i in chosen]
-    logp_new_N, entropy_N = score(run.policy, sequences, temperature, entropy_gradient=objective.entropy_bonus > 0)
+    if run.shortcuts.one_pass_head:
+        pieces = what_stays_whole(run, cu_seqlens, context)
+        logp_new_N, entropy_N = backward_in_one_pass(
+            run.policy, sequences, temperature, loss_of, pieces=pieces, entropy_gradient=bonus > 0
+        )
+    else:
+        logp_new_N, entropy_N = backward_by_autograd(
+            run.policy, sequences, temperature, loss_of, entropy_gradient=bonus > 0
+        )
     require_finite_tokens("logp_new", logp_new_N, batch, chosen, step)
-    device = logp_new_N.device
-    before, mask_N = targets.at(batch.token_index(chosen), device), batch.mask_N(chosen).to(device)
-    out = run.policy_loss(
-        logp_new=logp_new_N,
-        logp_old=before.logp_old_N,
-        advantage=before.advantage_N,
-        mask=mask_N,
-        cu_seqlens=batch.cu_seqlens(chosen).to(device),
-        logp_ref=before.logp_ref_N,
-        logp_sampler=None if run.policy_loss.correction is None else before.logp_sampler_N,
-        normalizer=counts,
-        context=context,
-        beta=run.kl_penalty.beta if objective.kl.where == "loss" else 0.0,
-    )
+    out = PolicyLossOutput.joined(outputs)
     require_finite_tokens("the gradient weight", out.decision.weight, batch, chosen, step)
-    record.policy_tokens(chosen, logp_new_N, before.logp_old_N, entropy_N, out)
-    if objective.entropy_bonus == 0:
-        return out.loss
-    return out.loss - objective.entropy_bonus * (entropy_N * mask_N).sum() / max(1, counts.tokens)
+    if is_first:
+        targets.logp_old_N[here] = logp_new_N.cpu()
+    record.policy_tokens(chosen, logp_new_N, logp_new_N if is_first else before.logp_old_N, entropy_N, out)
+
+
+def what_stays_whole(run: RunParts, cu_seqlens: Tensor, context: Context | None) -> Tensor | None:
+    """Where the pieces of a micro-batch begin and end that the loss has to see whole; None: any tokens will do."""
+    if run.policy_loss.rule.context is not None and context is None:  # this micro-batch is the minibatch
+        return cu_seqlens[[0, -1]]
+    return None if run.policy_loss.tokenwise else cu_seqlens
 
 
 def value_loss_of(
@@ -223,23 +256,3 @@ def value_loss_of(
     )
     record.value_tokens(out)
     return out.loss
-
-
-def for_each_token(
-    run: RunParts, batch: Batch, minibatches: Sequence[Sequence[int]], compute: Callable[[list[TokenSequence]], Tensor]
-) -> Tensor:
-    """One number for each token of the batch, [N] on the CPU, in the same micro-batches as the updates will use."""
-    x_N = torch.empty(batch.tokens)
-    for samples in minibatches:
-        budget = run.settings.update.micro_batch_tokens
-        for chosen in micro_batches(batch.sequences, samples, budget, run.policy.reading):
-            x_N[batch.token_index(chosen)] = compute([batch.sequences[i] for i in chosen]).cpu()
-    return x_N
-
-
-def kl_in_reward(run: RunParts, logp_old_N: Tensor, logp_ref_N: Tensor | None) -> Tensor | None:
-    """beta times each token's KL to the reference, where it is to be taken off the reward."""
-    kl = run.settings.objective.kl
-    if logp_ref_N is None or kl.where != "reward":
-        return None
-    return run.kl_penalty.beta * KL_ESTIMATORS[kl.estimator].value(logp_old_N - logp_ref_N)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from dinghai.objective import PolicyLossOutput, Stats, ValueLossOutput, ValueStats
 from dinghai.objective.correction_stats import CorrectionStats
 from dinghai.objective.ratio import RatioLevel
+from dinghai.objective.stats import on_grid
 from dinghai.trace import BackgroundWriter, Samples
 from dinghai.train.batch import Batch
 from dinghai.train.collect import Collected
@@ -57,14 +57,27 @@ class StepRecord:
     ) -> None:
         """A micro-batch of the current update."""
         update = self.updates[-1]
+        self._add_stats(out)
+        signal_N = out.decision.mask & (out.decision.advantage != 0)
+        update.entropy += float(on_grid(torch.where(signal_N, entropy_N.detach(), 0.0)).sum())
+        update.signal_tokens += int(signal_N.sum())
+        if self._trace is not None:
+            update.columns.append(self._trace_columns(chosen, logp_new_N, logp_old_N, entropy_N, out))
+
+    def unscored_tokens(self, chosen: list[int], out: PolicyLossOutput) -> None:
+        """Samples of the current update without any advantage, which the policy never read."""
+        self._add_stats(out)
+        if self._trace is not None:
+            unknown_N = torch.full(out.factor.shape, math.nan)
+            columns = self._trace_columns(chosen, unknown_N, unknown_N, unknown_N, out)
+            columns["scored"] = np.zeros(len(unknown_N), dtype=bool)
+            self.updates[-1].columns.append(columns)
+
+    def _add_stats(self, out: PolicyLossOutput) -> None:
+        update = self.updates[-1]
         update.stats.append(out.stats)
         if out.correction_stats is not None:
             update.correction_stats.append(out.correction_stats)
-        mask_N = out.decision.mask
-        update.entropy += float(torch.where(mask_N, entropy_N.detach(), 0).sum(dtype=torch.float64))
-        update.tokens += int(mask_N.sum())
-        if self._trace is not None:
-            update.columns.append(self._trace_columns(chosen, logp_new_N, logp_old_N, entropy_N, out))
 
     def _trace_columns(
         self, chosen: list[int], logp_new_N: Tensor, logp_old_N: Tensor, entropy_N: Tensor, out: PolicyLossOutput
@@ -106,9 +119,12 @@ class StepRecord:
         """KL(old || new) of the current update's minibatch so far, k3, nats a token."""
         return _clip_metrics([self.updates[-1]]).get("kl_old_new_k3", 0.0)
 
-    def kl_to_reference(self) -> float:
-        """The mean over the step's updates so far, by the estimator of the settings, nats a token."""
-        return next((v for name, v in _clip_metrics(self.updates).items() if name.startswith("kl_ref")), 0.0)
+    def kl_to_reference(self) -> float | None:
+        """The mean over the step's updates so far, by the estimator of the settings, nats a token with a signal.
+
+        None: no token had a signal.
+        """
+        return next((v for name, v in _clip_metrics(self.updates).items() if name.startswith("kl_ref")), None)
 
     def finish(self) -> dict[str, Any]:
         """Closes the trace of the step and returns its line of metrics.jsonl."""
@@ -121,7 +137,7 @@ class StepRecord:
             metrics["groups/discarded"] = self.discarded_groups
         clip = _clip_metrics(self.updates)
         metrics |= {"tokens/loss": clip.pop("tokens"), "tokens/signal": clip.pop("signal_tokens")}
-        metrics["entropy"] = sum(u.entropy for u in self.updates) / max(1, sum(u.tokens for u in self.updates))
+        metrics |= _entropy_metrics(self.updates)
         metrics |= {name if name.startswith("kl_ref") else f"clip/{name}": value for name, value in clip.items()}
         if self.beta is not None:
             metrics["kl_ref_beta"] = self.beta
@@ -150,6 +166,9 @@ class StepRecord:
         if self._trace is None or not self.updates or not self.updates[-1].columns:
             return
         update = self.updates[-1]
+        if any("scored" in piece for piece in update.columns):
+            for piece in update.columns:
+                piece.setdefault("scored", np.ones(len(piece["sample"]), dtype=bool))
         columns = {name: np.concatenate([piece[name] for piece in update.columns]) for name in update.columns[0]}
         sample_N = columns.pop("sample")
         self._trace.add_update(update.index, columns, sample_N)
@@ -163,22 +182,28 @@ class _Update:
         self.index, self.epoch, self.minibatch = index, epoch, minibatch
         self.stats: list[Stats] = []
         self.correction_stats: list[CorrectionStats] = []
-        self.entropy = 0.0
-        self.tokens = 0
+        self.entropy = 0.0  # sum over the tokens with a signal
+        self.signal_tokens = 0
         self.value_stats: list[ValueStats] = []
         self.learner: dict[str, float] = {}
-        self.columns: list[Mapping[str, np.ndarray]] = []
+        self.columns: list[dict[str, np.ndarray]] = []
 
     def metrics(self) -> dict[str, Any]:
-        entropy = {"entropy": self.entropy / self.tokens} if self.tokens else {}
         place = {"update": self.index, "epoch": self.epoch, "minibatch": self.minibatch}
-        return {**place, **_clip_metrics([self]), **_correction_metrics([self]), **entropy, **self.learner}
+        measured = _clip_metrics([self]) | _correction_metrics([self]) | _entropy_metrics([self])
+        return {**place, **measured, **self.learner}
 
 
 def _clip_metrics(updates: list[_Update]) -> dict[str, float]:
     """The statistics of the updates together."""
     stats = [one for update in updates for one in update.stats]
     return sum(stats[1:], stats[0]).metrics() if stats else {}
+
+
+def _entropy_metrics(updates: list[_Update]) -> dict[str, float]:
+    """The mean entropy of the policy at the updates' tokens with a signal; nothing where there is none."""
+    tokens = sum(update.signal_tokens for update in updates)
+    return {"entropy": sum(update.entropy for update in updates) / tokens} if tokens else {}
 
 
 def _correction_metrics(updates: list[_Update]) -> dict[str, float]:

@@ -231,6 +231,7 @@ def opening_lines(folder: Path, beginning: Beginning) -> list[str]:
     ]
     if not policy.factored:
         lines.append("this architecture does more than one linear layer after its hidden states: whole logits are made")
+    lines += beginning.notes
     lines += [f"warning: {text}" for text in beginning.warnings]
     if rollout.top_p < 1 or rollout.top_k > 0:
         lines.append(

@@ -16,6 +16,7 @@ from dinghai.tasks.rewards import Rewards
 from dinghai.trace import BackgroundWriter
 from dinghai.train.kl_penalty import KLPenalty
 from dinghai.train.learner import Learner
+from dinghai.train.shortcuts import Shortcuts
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RunParts:
     policy: Policy
     engine: Engine
     policy_loss: PolicyLoss
+    shortcuts: Shortcuts
     reference: Reference | None
     kl_penalty: KLPenalty
     critic: Critic | None

@@ -30,6 +30,7 @@ from dinghai.train.kl_penalty import KLPenalty
 from dinghai.train.learner import Learner
 from dinghai.train.run_parts import Reference, RunParts
 from dinghai.train.seeds import derive_seed
+from dinghai.train.shortcuts import choose_shortcuts
 
 # How many training prompts are looked at before anything is written: enough for most files, and done in a moment. A
 # longer one further on stops the run when it is drawn.
@@ -54,6 +55,8 @@ class Beginning:
         set_threads(settings)
         self.policy: Policy = load_policy(settings.model, derive_seed(settings.run.seed, "model"))
         self.engine: Engine = LocalEngine(self.policy, settings.rollout.batch_size)
+        self.shortcuts = choose_shortcuts(settings, self.policy_loss, self.policy, self.engine)
+        self.notes = [*self.shortcuts.notes]
         # Refuses prompts that are too long, and tasks without demonstrations, before the first step.
         drawn = min(settings.run.steps * settings.rollout.prompts, CHECKED_PROMPTS)
         prompts = [*self.task.held_out, *map(self.task.train_prompt, range(drawn))]
@@ -95,6 +98,7 @@ class Beginning:
             policy=policy,
             engine=self.engine,
             policy_loss=self.policy_loss,
+            shortcuts=self.shortcuts,
             reference=reference,
             kl_penalty=KLPenalty.of(settings.objective.kl),
             critic=critic,
