@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -61,9 +62,25 @@ class UnknownAttention(Exception):
     """A layer asked for something that a pattern does not know. Says what, as the end of a sentence."""
 
 
+@dataclass
+class Asked:
+    """What a model asked of patterns.
+
+    window_of_layer: the sliding window that each layer told (None: none)
+    masked:          the sliding windows that its masks would have had
+    """
+
+    window_of_layer: dict[int, int | None] = field(default_factory=dict)
+    masked: set[int] = field(default_factory=set)
+
+    @property
+    def told(self) -> set[int]:
+        """The sliding windows that layers told."""
+        return {window for window in self.window_of_layer.values() if window is not None}
+
+
 _pattern: ContextVar[AttentionPattern | None] = ContextVar("dinghai_attention_pattern", default=None)
-# The sliding windows that masks were asked for while a pattern was active, for whoever wants to know.
-_windows: ContextVar[set[int | None] | None] = ContextVar("dinghai_attention_windows", default=None)
+_asked: ContextVar[Asked | None] = ContextVar("dinghai_attention_asked", default=None)
 
 
 def current() -> AttentionPattern | None:
@@ -82,14 +99,14 @@ def attending(pattern: AttentionPattern | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watching_windows() -> Iterator[set[int | None]]:
-    """Collects the sliding windows that a model's masks would have had (None: a plain causal mask)."""
-    windows: set[int | None] = set()
-    token = _windows.set(windows)
+def watching() -> Iterator[Asked]:
+    """Notes what a model asks of patterns."""
+    asked = Asked()
+    token = _asked.set(asked)
     try:
-        yield windows
+        yield asked
     finally:
-        _windows.reset(token)
+        _asked.reset(token)
 
 
 class Recomputing:
@@ -159,6 +176,9 @@ def _attention(
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise UnknownAttention("its layers have no numbers")
+    asked = _asked.get()
+    if asked is not None:
+        asked.window_of_layer[layer] = sliding_window
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return pattern.attend(layer, query, key, value, scaling, sliding_window), None
 
@@ -167,9 +187,9 @@ def _mask(*arguments: Any, local_size: int | None = None, **options: Any) -> Ten
     """The library's mask for `sdpa`; none where a pattern is active, since it knows who attends to whom."""
     if current() is None:
         return sdpa_mask(*arguments, local_size=local_size, **options)
-    windows = _windows.get()
-    if windows is not None:
-        windows.add(local_size)
+    asked = _asked.get()
+    if asked is not None and local_size:  # some configurations write "none" as 0
+        asked.masked.add(local_size)
     return None
 
 
