@@ -84,6 +84,15 @@ def test_metrics_may_be_absent_or_not_finite() -> None:
     assert "KL inf" in out.getvalue()
 
 
+def test_a_figure_that_a_step_does_not_have_is_not_that_of_an_earlier_one() -> None:
+    """A step in which no token had a signal has no KL; an evaluation holds until the next."""
+    out = io.StringIO()
+    with TrainProgress(2, console=Console(file=out, force_terminal=False)) as progress:
+        progress.step({"step": 1, "reward/mean": 0.5, "clip/kl_old_new_k3": 0.01, "held_out/accuracy": 0.25})
+        progress.step({"step": 2, "reward/mean": 1.0})
+    assert "step 2/2  reward 1.000  held-out 25.0%  KL –" in out.getvalue()
+
+
 def test_an_error_leaves_the_display_closed() -> None:
     out = io.StringIO()
 

@@ -116,10 +116,10 @@ class Tokens:
     def weight_unclipped(self) -> np.ndarray:
         """w0, [N] float32: r·A, times the rollout correction where it kept the token."""
         with np.errstate(over="ignore", invalid="ignore"):
-            unclipped_N = np.where(self.advantage == 0, np.float32(0), self.ratio * self.advantage)
+            unclipped_N = self.ratio * self.advantage
             if self.correction is not None:
                 unclipped_N *= np.where(self.correction == 0, np.float32(1), self.correction)
-        return self._zero_if_unscored(unclipped_N)
+        return np.where(self._silent, np.float32(0), unclipped_N)
 
     @cached_property
     def gradient(self) -> np.ndarray:
@@ -160,10 +160,13 @@ class Tokens:
     @cached_property
     def _norm(self) -> np.ndarray:
         """f·(1-p): 1-p, p = π_new(token), is within a factor √2 the size of ∇log π at the logits."""
-        return self._zero_if_unscored(self.factor * -np.expm1(np.minimum(self.logp_new, np.float32(0))))
+        norm_N = self.factor * -np.expm1(np.minimum(self.logp_new, np.float32(0)))
+        return np.where(self._silent, np.float32(0), norm_N)
 
-    def _zero_if_unscored(self, x_N: np.ndarray) -> np.ndarray:
-        return x_N if self.scored.all() else np.where(self.scored, x_N, np.float32(0))
+    @cached_property
+    def _silent(self) -> np.ndarray:
+        """Without a gradient whatever its log-probs are, known or not, [N] bool."""
+        return (self.advantage == 0) | ~self.scored
 
 
 def read_tokens(

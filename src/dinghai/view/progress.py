@@ -28,6 +28,7 @@ _COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
     ("KL", "clip/kl_old_new_k3", lambda value: f"{value:.2g}"),
     ("entropy", "entropy", lambda value: f"{value:.3f}"),
 ]
+_NOW_AND_THEN = {"held_out/accuracy"}  # the last value is shown until there is another
 
 
 class TrainProgress:
@@ -51,7 +52,7 @@ class TrainProgress:
         self._first_step: int | None = None  # of this process: a resumed run begins later than 1
         self._started = clock()
         self._last_line = clock()
-        self._values: dict[str, float] = {}
+        self._values: dict[str, float | None] = {}  # of what was ever told; None where the last step had none
         self._cold_start_begun: float | None = None
         self._live: Live | None = None
         if self._console.is_terminal:
@@ -91,6 +92,8 @@ class TrainProgress:
         for _, key, _ in _COLUMNS:
             if metrics.get(key) is not None:
                 self._values[key] = float(metrics[key])
+            elif key in self._values and key not in _NOW_AND_THEN:
+                self._values[key] = None
         if number == 0:
             self._announce("before training", metrics)
             return
@@ -122,8 +125,13 @@ class TrainProgress:
         )
 
     def _plain_line(self, number: int) -> str:
-        cells = [f"{label} {write(self._values[key])}" for label, key, write in _COLUMNS if key in self._values]
+        cells = [f"{label} {text}" for label, text in self._cells()]
         return "  ".join([f"step {number}/{self.total_steps}", *cells, self._time_left()]).rstrip()
+
+    def _cells(self) -> list[tuple[str, str]]:
+        """Label and text of each figure."""
+        told = [(label, self._values[key], write) for label, key, write in _COLUMNS if key in self._values]
+        return [(label, "–" if value is None else write(value)) for label, value, write in told]
 
     def _print_plain(self, line: str) -> None:
         self._last_line = self._clock()
@@ -144,7 +152,7 @@ class TrainProgress:
         head.add_row(Text(self._phase, style="bold"), bar, Text(count), Text(self._time_left(), style="cyan"))
         if not self._values:
             return head
-        shown = [(label, write(self._values[key])) for label, key, write in _COLUMNS if key in self._values]
+        shown = self._cells()
         body = Table(box=None, padding=(0, 3, 0, 0), show_edge=False)
         for label, _ in shown:
             body.add_column(label, header_style="dim", justify="left", no_wrap=True)

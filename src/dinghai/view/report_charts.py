@@ -62,7 +62,7 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
     ),
     (
         "Rollout correction",
-        "share of the tokens; sequences: all of whose tokens are dropped",
+        "share of the tokens with a signal; sequences: all of whose tokens with a signal are dropped",
         True,
         [
             ("tokens dropped", "correction/dropped_fraction"),
@@ -72,7 +72,7 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
     ),
     (
         "KL(sampler‖old)",
-        "nats a token, k3 estimate: how far the engine and the trainer disagree",
+        f"{_NATS}, k3 estimate: how far the engine and the trainer disagree",
         False,
         [("KL", "correction/kl_sampler_old_k3")],
     ),
