@@ -219,6 +219,7 @@ BROKEN: dict[str, Callable[[], Rule]] = {
     "masked row": lambda: changed_pair(lambda x, column: column / x.layout.rows),
     "masked values": lambda: changed_pair(lambda x, column: column / x.layout.shape.numel()),
     "micro-batches": lambda: changed_pair(lambda x, column: column / x.advantage.abs().sum().clamp(min=1)),
+    "parts of sequences": lambda: changed_pair(lambda x, column: column / x.layout.spread(x.layout.length_B)),
 }  # fmt: skip
 
 
@@ -260,6 +261,14 @@ def test_a_mask_after_the_fact_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Layout, "gather", lambda self, x: gather(self, x) + 0 * x.sum())
     with pytest.raises(AssertionError, match="breaks the law 'masked values'"):
         LAWS["masked values"](subjects(find_rule("ppo"))[0])
+
+
+def test_a_rule_that_looks_at_whole_sequences_has_to_say_so() -> None:
+    """A mean over a part of a sequence is refused, in training too; declared, the rule gets whole sequences."""
+    silent, declared = replace(find_rule("gmpo"), whole_sequences=False), find_rule("gmpo")
+    with pytest.raises(AssertionError, match=r"breaks the law .parts of sequences.: .*whole_sequences=True"):
+        LAWS["parts of sequences"](subjects(silent)[0])
+    assert LAWS["parts of sequences"](subjects(declared)[0]) == []
 
 
 def test_a_context_left_out_is_found() -> None:

@@ -15,6 +15,7 @@ from dinghai.testing.invariance import (
     micro_batches,
     order_of_rows,
     padding,
+    parts_of_sequences,
     same_batch_retold,
     same_decisions,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "on_policy_is_reinforce",
     "order_of_rows",
     "padding",
+    "parts_of_sequences",
     "precision_keeps_flags",
     "prove_rule",
     "random_batch",

@@ -1,4 +1,4 @@
-"""What must not change the decision about a token: the order of rows, padding, masked positions, micro-batches.
+"""What must not change the decision about a token: the order of rows, padding, masked positions, micro-batches, parts.
 
 Shapes: B sequences, T tokens of a padded row, N tokens that count (packed). Each law goes through `PolicyLoss`, so that
 layout, context, reduction and statistics are held to it as well.
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinghai.errors import InputError
 from dinghai.objective import Layout, Normalizer, PolicyLossOutput, Stats
 from dinghai.testing.batches import Batch
 from dinghai.testing.failure import Measure, compare, fail
@@ -92,6 +93,50 @@ def micro_batches(subject: Subject, batch: Batch, cuts: Sequence[int]) -> Measur
         measure = compare(law, subject, batch, 0.0, **pair)
     _same_loss(law, subject, torch.stack([part.loss for part in parts]).sum(), whole.loss, EXACT)
     _same_sums(law, subject, sum((part.stats for part in parts[1:]), parts[0].stats), whole.stats)
+    return measure
+
+
+def parts_of_sequences(subject: Subject, batch: Batch, cuts: Sequence[int]) -> Measure:
+    """Cut anywhere, also within sequences: the same decisions, adding losses, equal sums.
+
+    Nothing is measured of a rule that says that it looks at whole sequences, or acts on their ratio.
+
+    Args:
+        cuts: positions of the rows laid end to end, [B*T].
+    """
+    law, policy_loss = "parts of sequences", subject.policy_loss
+    if not policy_loss.tokenwise:
+        return Measure(0)
+    tokens, length = batch.mask_BT.numel(), batch.mask_BT.shape[1]
+    columns = dict(zip(("logp_new", "logp_old", "advantage"), (c.reshape(-1) for c in batch.columns), strict=True))
+    mask_N = batch.mask_BT.reshape(-1)
+    layout = Layout.packed(mask_N.shape, torch.arange(0, tokens + 1, length), mask_N)
+    context = policy_loss.context(**columns, mask=mask_N, cu_seqlens=layout.cu_seqlens)
+    whole = policy_loss(**columns, layout=layout)
+    normalizer = Normalizer.of(layout)
+    bounds = sorted({0, tokens, *cuts})
+    try:
+        parts = [
+            policy_loss(
+                **{name: column[begin:end] for name, column in columns.items()},
+                layout=layout.part(slice(begin, end)),
+                normalizer=normalizer,
+                context=context,
+            )
+            for begin, end in pairwise(bounds)
+        ]
+    except InputError as error:
+        fail(law, subject, str(error))
+    joined = PolicyLossOutput.joined(parts)
+    for name in ("region", "effect", "weight"):
+        pair = {
+            f"{name}_in_part": getattr(joined.decision, name)[mask_N],
+            "in_whole": getattr(whole.decision, name)[mask_N],
+        }
+        measure = compare(law, subject, batch, 0.0, **pair)
+    compare(law, subject, batch, 0.0, factor=joined.factor[mask_N], in_whole=whole.factor[mask_N])
+    _same_loss(law, subject, joined.loss, whole.loss, EXACT)
+    _same_sums(law, subject, joined.stats, whole.stats)
     return measure
 
 

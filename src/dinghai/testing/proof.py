@@ -154,6 +154,16 @@ def _micro_batches(subject: Subject) -> list[Measure]:
     ]
 
 
+def _parts(subject: Subject) -> list[Measure]:
+    if not subject.policy_loss.tokenwise:
+        return []
+    cut = random.Random(0)
+    return [
+        invariance.parts_of_sequences(subject, batch, cut.sample(range(1, batch.mask_BT.numel()), 3))
+        for batch in batches_for(subject)
+    ]
+
+
 def _masked_values(subject: Subject) -> list[Measure]:
     values = (torch.nan, torch.inf, -torch.inf, 1e4)
     return [invariance.masked_values(subject, batch, values[i % 4]) for i, batch in enumerate(batches_for(subject))]
@@ -173,6 +183,7 @@ LAWS: dict[str, Callable[[Subject], list[Measure]]] = {
     "masked row": _each(invariance.masked_row),
     "masked values": _masked_values,
     "micro-batches": _micro_batches,
+    "parts of sequences": _parts,
 }
 
 
