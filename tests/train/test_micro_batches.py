@@ -31,7 +31,7 @@ def first_update(
     gradients: dict[str, torch.Tensor] = {}
     parts_seen: list[list[int]] = []
     counts_seen: list[Normalizer] = []
-    real_clip, real_loss = Learner.clip_gradient, loop.policy_loss_of
+    real_clip, real_backward = Learner.clip_gradient, loop.policy_backward
 
     def clip_gradient(self: Learner) -> torch.Tensor:
         for name, parameter in self.weights.items():
@@ -39,19 +39,20 @@ def first_update(
             gradients[f"{self.name}/{name}"] = parameter.grad.clone()
         return real_clip(self)
 
-    def policy_loss_of(
-        run: Any, step: int, batch: Any, chosen: list[int], targets: Any, counts: Any, context: Any, record: Any
-    ) -> Any:
+    def policy_backward(
+        run: Any, step: int, batch: Any, chosen: list[int], targets: Any, is_first: bool, counts: Any, *others: Any
+    ) -> None:
         parts_seen.append(chosen)
         counts_seen.append(counts)
         assert all(counts == other for other in counts_seen)
-        return real_loss(run, step, batch, chosen, targets, counts, context, record)
+        real_backward(run, step, batch, chosen, targets, is_first, counts, *others)
 
     settings = tiny(
         tmp_path,
         "never written",
         {"trace": {"enabled": False}},
-        {"update": {"epochs": 1, "minibatches": 1}, "rollout": {"prompts": 2, "overlong": "mask"}},
+        {"update": {"epochs": 1, "minibatches": 1, "shortcuts": {"skip_no_signal": False}}},
+        {"rollout": {"prompts": 2, "overlong": "mask"}},
         *changes,
     )
     beginning = Beginning(settings, code_of(settings))
@@ -60,7 +61,7 @@ def first_update(
     cold_start(beginning.policy, beginning.task, unsplit, lambda step, steps, loss: None)
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "clip_gradient", clip_gradient)
-        patch.setattr(loop, "policy_loss_of", policy_loss_of)
+        patch.setattr(loop, "policy_backward", policy_backward)
         record, _ = loop.train_step(beginning.parts(tmp_path), 1, 0)
     batch = record.batch
     assert 0 < int(batch.in_loss_B.sum()) < batch.samples

@@ -22,7 +22,7 @@ from dinghai.errors import RunFailed
 from dinghai.policy.critic import Critic
 from dinghai.tasks.rewards import Rewards
 from dinghai.trace.reader import TraceReader
-from dinghai.train import advantages, loop, run
+from dinghai.train import advantages, backward, loop, run, targets
 from dinghai.train.checkpoint import load_latest_checkpoint
 from dinghai.train.finite import require_finite_tokens
 from dinghai.train.learner import Learner
@@ -101,28 +101,40 @@ def spoil_advantage_of_tokens(spoiler: Spoiler) -> None:
 
 
 def spoil_log_probs(which: Callable[[Spoiler, Any], bool]) -> Callable[[Spoiler], None]:
+    """Of the passes before the updates."""
+
     def spoil(spoiler: Spoiler) -> None:
-        real = loop.score
+        real = targets.score
 
         def score(policy: Any, *arguments: Any, **options: Any) -> Any:
             logp_N, *rest = real(policy, *arguments, **options)
             return (spoiler(logp_N, 5), *rest) if which(spoiler, policy) else (logp_N, *rest)
 
-        spoiler.monkeypatch.setattr(loop, "score", score)
+        spoiler.monkeypatch.setattr(targets, "score", score)
 
     return spoil
 
 
 def is_old(spoiler: Spoiler, policy: Any) -> bool:
-    return not torch.is_grad_enabled() and spoiler.parts is not None and policy is spoiler.parts.policy
+    return spoiler.parts is not None and policy is spoiler.parts.policy
 
 
 def is_reference(spoiler: Spoiler, policy: Any) -> bool:
-    return not torch.is_grad_enabled() and not is_old(spoiler, policy)
+    return not is_old(spoiler, policy)
 
 
-def is_new(spoiler: Spoiler, policy: Any) -> bool:
-    return torch.is_grad_enabled()
+def spoil_log_probs_of_an_update(spoiler: Spoiler) -> None:
+    real = backward.one_pass
+
+    def one_pass(hidden_NH: Any, weight_VH: Any, target_N: Any, temperature: Any, loss_of: Any, **options: Any) -> Any:
+        off_N = spoiler(torch.zeros(len(target_N)), 5)
+        out = real(
+            hidden_NH, weight_VH, target_N, temperature, lambda rows, logp, h: loss_of(rows, logp + off_N[rows], h),
+            **options,
+        )  # fmt: skip
+        return replace(out, logp_N=out.logp_N + off_N)
+
+    spoiler.monkeypatch.setattr(backward, "one_pass", one_pass)
 
 
 def spoil_value(with_gradient: bool) -> Callable[[Spoiler], None]:
@@ -166,7 +178,7 @@ CASES = {
     ),
     "logp_old": (spoil_log_probs(is_old), {}, f"logp_old is {{}} {TOKEN}"),
     "logp_ref": (spoil_log_probs(is_reference), KL, f"logp_ref is {{}} {TOKEN}"),
-    "logp_new": (spoil_log_probs(is_new), {}, f"logp_new is {{}} {TOKEN}"),
+    "logp_new": (spoil_log_probs_of_an_update, {}, f"logp_new is {{}} {TOKEN}"),
     "value": (spoil_value(False), GAE, f"the critic's value is {{}} {TOKEN}"),
     "value with gradient": (spoil_value(True), GAE, f"the critic's value is {{}} {TOKEN}"),
     "gradient": (
@@ -216,13 +228,13 @@ def test_it_stops_before_the_step_and_is_named(
 
 def test_a_ratio_that_overflows_is_named_by_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All log-probs are finite, yet exp(200) is not: a relapse of infinite weight."""
-    real = loop.score
+    real = targets.score
 
     def score(*arguments: Any, **options: Any) -> Any:
         logp_N, *rest = real(*arguments, **options)
-        return (logp_N if torch.is_grad_enabled() else logp_N - 200.0, *rest)
+        return (logp_N - 200.0, *rest)
 
-    monkeypatch.setattr(loop, "score", score)
+    monkeypatch.setattr(targets, "score", score)
     with pytest.raises(RunFailed, match=f"^step 1: the gradient weight is -inf {TOKEN}"):
         run_tiny(tmp_path)
 

@@ -108,7 +108,8 @@ def parts_of_sequences(subject: Subject, batch: Batch, cuts: Sequence[int]) -> M
     if not policy_loss.tokenwise:
         return Measure(0)
     tokens, length = batch.mask_BT.numel(), batch.mask_BT.shape[1]
-    columns = dict(zip(("logp_new", "logp_old", "advantage"), (c.reshape(-1) for c in batch.columns), strict=True))
+    names = ("logp_new", "logp_old", "advantage")
+    columns: dict[str, Any] = dict(zip(names, (column.reshape(-1) for column in batch.columns), strict=True))
     mask_N = batch.mask_BT.reshape(-1)
     layout = Layout.packed(mask_N.shape, torch.arange(0, tokens + 1, length), mask_N)
     context = policy_loss.context(**columns, mask=mask_N, cu_seqlens=layout.cu_seqlens)

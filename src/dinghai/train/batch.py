@@ -61,22 +61,20 @@ class Batch:
 
     def token_index(self, chosen: Sequence[int]) -> Tensor:
         """Where the tokens of the chosen samples lie among all N, in their order."""
-        return torch.from_numpy(
-            self.position_N(chosen) + np.repeat(self.start_B[list(chosen)], self.length_B[list(chosen)])
-        )
+        return torch.from_numpy(self.start_B[self.sample_N(chosen)] + self.position_N(chosen))
 
     def cu_seqlens(self, chosen: Sequence[int]) -> Tensor:
         """[len(chosen) + 1] offsets of the chosen samples when packed."""
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(self.length_B[list(chosen)])]))
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(self._lengths(chosen))]))
 
     def sample_N(self, chosen: Sequence[int]) -> np.ndarray:
         """The sample that each token of the chosen samples belongs to."""
-        return np.repeat(np.asarray(chosen), self.length_B[list(chosen)])
+        return np.repeat(np.array(chosen, dtype=np.int64), self._lengths(chosen))
 
     def position_N(self, chosen: Sequence[int]) -> np.ndarray:
         """The place of each token within its completion."""
-        length_B = self.length_B[list(chosen)]
-        return np.arange(length_B.sum()) - np.repeat(np.cumsum(length_B) - length_B, length_B)
+        length = self._lengths(chosen)
+        return np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
 
     def mask_N(self, chosen: Sequence[int]) -> Tensor:
         """True for tokens that count in the loss."""
@@ -97,6 +95,9 @@ class Batch:
     def real_BT(self) -> Tensor:
         """True where [B, T] holds a token: `x_BT[batch.real_BT()]` packs it again."""
         return torch.arange(int(self.length_B.max()))[None] < torch.from_numpy(self.length_B)[:, None]
+
+    def _lengths(self, chosen: Sequence[int]) -> np.ndarray:
+        return self.length_B[np.array(chosen, dtype=np.int64)]
 
 
 def minibatch_schedule(

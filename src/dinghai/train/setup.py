@@ -19,6 +19,7 @@ from dinghai.objective.correction import Combination, RolloutCorrection
 from dinghai.objective.correction import build_correction as find_correction
 from dinghai.policy.critic import Critic
 from dinghai.policy.model import Policy, load_policy
+from dinghai.policy.reading import choose_reading
 from dinghai.rollout.engine import Engine
 from dinghai.rollout.local import LocalEngine
 from dinghai.tasks import build_task
@@ -54,9 +55,11 @@ class Beginning:
         self.settings = settings = with_resolved_objective(settings, self.policy_loss)
         set_threads(settings)
         self.policy: Policy = load_policy(settings.model, derive_seed(settings.run.seed, "model"))
+        shortcuts = settings.update.shortcuts
+        self.policy.reading, notes = choose_reading(self.policy, shortcuts.packing, shortcuts.shared_prompts)
         self.engine: Engine = LocalEngine(self.policy, settings.rollout.batch_size)
         self.shortcuts = choose_shortcuts(settings, self.policy_loss, self.policy, self.engine)
-        self.notes = [*self.shortcuts.notes]
+        self.notes = [*notes, *self.shortcuts.notes]
         # Refuses prompts that are too long, and tasks without demonstrations, before the first step.
         drawn = min(settings.run.steps * settings.rollout.prompts, CHECKED_PROMPTS)
         prompts = [*self.task.held_out, *map(self.task.train_prompt, range(drawn))]
