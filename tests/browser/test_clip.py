@@ -116,6 +116,7 @@ def census(tokens: list[tuple[float, float, str, int, int, float]] = TOKENS, **c
         "outside": outside,
         "gradient": 100.0,
         "removed": removed,
+        "unscored": 0,
         "not_finite": 0,
         "steps": [1, 8],
         "sampled": None,
@@ -442,6 +443,24 @@ def test_what_the_distribution_shows_is_said(show: Any) -> None:
             [found, facts],
         )
         assert said in " ".join(sentences)
+
+
+def test_tokens_that_were_never_scored_are_counted_and_have_no_ratio(show: Any) -> None:
+    """An update in which none was scored has a map and a distribution without a token."""
+    nothing = census([]) | {"tokens": 640, "signal": 0, "unscored": 640, "gradient": 0.0, "removed": 0.0}
+    nothing["ratio"]["noise"] = None
+    some = census(unscored=90)
+    data = data_of(rule(), all_all=some, **{"8_all": nothing})
+    data["overview"]["settings"] = [["update.shortcuts.old_log_probs", '"engine"']]
+    page = show(data)
+    coverage, note = page.locator(".clip > .lead").last, card(page, "How far the ratios went from 1").locator(".note")
+    assert "90 were never scored, since all advantages of their completion are 0" in coverage.inner_text()
+    assert "of the tokens that were scored have a ratio" in note.inner_text()
+    assert "noise between two evaluations is not known" in note.inner_text()
+    page.get_by_label("tokens of").select_option("step 8")
+    note.get_by_text("No token here was scored, so there is no ratio to show.").wait_for()
+    assert "640 were never scored" in coverage.inner_text()
+    assert "NaN" not in page.inner_text("main")
 
 
 def test_with_one_update_a_batch_the_page_says_that_no_bound_can_act(show: Any) -> None:

@@ -345,6 +345,33 @@ def check_colours(page: Any, found: dict[str, Any], update: int, colouring: str)
         assert "… 1.2" in " ".join(legend)
 
 
+def test_what_was_never_scored_is_shown_as_text_without_numbers(show: Any) -> None:
+    page = show()
+    page.locator(".tk-prompts button").last.click()
+    page.wait_for_timeout(50)
+    found = shown_group(page)
+    fates = [fate for sample in found["samples"] for fate in sample["updates"].values()]
+    assert all(fate["scored"] is False and fate["ratio"] is None for fate in fates)
+    count = sum(len(sample["text"]) for sample in found["samples"])
+    assert f"{count} tokens of these completions were never scored" in page.inner_text(".tk > .note")
+    assert all("r-no_signal" in classes.split() for card in looks(page) for classes in card)
+    assert "never scored" in page.locator(".sample .head").first.inner_text()
+    page.locator(".tokens").first.focus()
+    page.keyboard.press("Home")
+    shown = numbers(page)
+    assert {shown[name] for name in ("r", "log r", "entropy", "πnew", "πold", "removed")} == {"–"}
+    assert shown["A"] == shown["w"] == shown["w0"] == "0"
+    assert page.inner_text(".tk-sentence").startswith("Never scored: all advantages of its completion are 0")
+    assert "no signal, never scored, r –" in page.inner_text("[role=status]")
+    page.locator(".tokens .t").nth(2).hover()
+    assert "never scored" in page.inner_text(".tip")
+    for colouring, blank in (("ratio", True), ("entropy", True), ("advantage", False), ("removed", False)):
+        page.locator("label:has-text('colour by') select").select_option(colouring)
+        assert ("never scored" in page.locator(".scale li").all_inner_texts()) == blank
+        assert all(("blank" in classes.split()) == blank for card in looks(page) for classes in card)
+    assert "NaN" not in page.inner_text("body")
+
+
 def test_two_updates_are_compared(show: Any) -> None:
     page = show()
     page.locator("input[type=range]").fill("3")

@@ -56,7 +56,7 @@ export async function mountClip(host, source, run) {
     const stopped = stoppedRegions(census, facts.regions);
     const keys = Object.keys(census.ratio.regions).map(name => ({ classes: `r-${name}${stopped.has(name) ? " hatched" : ""}`, text: words(name) }));
     ratios.show({
-      title: "How far the ratios went from 1", note: ratioSentences(census, facts.rule, singleUpdate()).join(" "), keys,
+      title: "How far the ratios went from 1", note: ratioSentences(census, facts.rule, singleUpdate(), takesSamplers(facts.settings)).join(" "), keys,
       label: "Distribution of the ratios, by region. The arrow keys read its columns.",
       draw: (card, width) => drawRatios(card, { census, rule: facts.rule, regions: facts.regions, linear: scale.linear() }, width),
     });
@@ -112,6 +112,8 @@ function figureSlot(above) {
     },
   };
 }
+
+const takesSamplers = settings => (settings || []).some(([name, value]) => name === "update.shortcuts.old_log_probs" && value === '"engine"');
 
 function coverageText(census) {
   const [first, last] = census.steps, steps = first === last ? `Step ${first}` : `Steps ${first} to ${last}`;

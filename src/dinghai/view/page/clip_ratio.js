@@ -96,7 +96,8 @@ function exploreBins(card, svg, axis, names, counts, bottom) {
 
 // What the distribution shows: how wide it is, whether the bounds are reached, and how far above the noise they stand.
 // oneUpdate: "first" where the tokens are those of each batch's first update, "only" where each got but one; else null.
-export function ratioSentences(census, rule, oneUpdate) {
+// oneEvaluation: the sampler's numbers may have been taken for log π_old.
+export function ratioSentences(census, rule, oneUpdate, oneEvaluation) {
   const { edges, regions } = census.ratio, axis = logAxis(edges, 400);
   const counts = edges.slice(1).map((_, bin) => Object.values(regions).reduce((sum, row) => sum + row[bin], 0));
   const total = counts.reduce((sum, count) => sum + count, 0);
@@ -110,7 +111,7 @@ export function ratioSentences(census, rule, oneUpdate) {
     const ends = [edges[1], edges[edges.length - 2]].map(edge => ratioText(edge, axis.resolution));
     said.push(`${formatShare((counts[0] + counts[counts.length - 1]) / total)} of the ${who} lie beyond the picture, with a ratio below ${ends[0]} or above ${ends[1]}.`);
   }
-  said.push(...boundSentences(census, rule, counts, allInMiddle && oneUpdate), ...noiseSentences(census.ratio.noise, rule));
+  said.push(...boundSentences(census, rule, counts, allInMiddle && oneUpdate), ...noiseSentences(census.ratio.noise, rule, oneEvaluation));
   return said;
 }
 
@@ -138,7 +139,8 @@ function boundSentences(census, rule, counts, oneUpdate) {
   return [near === 0 && Number.isFinite(bound) ? "No token comes even half way to a bound: wider bounds would change nothing." : "No token lies outside the band."];
 }
 
-function noiseSentences(noise, rule) {
+function noiseSentences(noise, rule, oneEvaluation) {
+  if (oneEvaluation) return ["The sampler's log-probs were taken for those of π_old, so the noise between two evaluations is not known."];
   if (!noise) return ["The log-probs of the sampler were not recorded, so the noise of a log-prob is not known."];
   if (!(noise.sampler_q95 > 0)) return ["Sampler and trainer agree on every log-prob to the last bit."];
   const bound = nearestBound(rule), q95 = smallText(noise.sampler_q95);
