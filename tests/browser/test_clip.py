@@ -457,6 +457,7 @@ def test_tokens_that_were_never_scored_are_counted_and_have_no_ratio(show: Any) 
     assert "90 were never scored, since all advantages of their completion are 0" in coverage.inner_text()
     assert "of the tokens that were scored have a ratio" in note.inner_text()
     assert "noise between two evaluations is not known" in note.inner_text()
+    assert page.locator(".regions tr", has_text="no signal").locator("td").first.inner_text() == "240"
     page.get_by_label("tokens of").select_option("step 8")
     note.get_by_text("No token here was scored, so there is no ratio to show.").wait_for()
     assert "640 were never scored" in coverage.inner_text()

@@ -46,6 +46,7 @@ def assert_census_agrees(found: dict[str, Any], metrics: dict[str, Any], prefix:
     for _, _, region, count, _, lost in found["map"]["cells"]:
         removed[REGIONS[region]] += lost
         tokens[REGIONS[region]] += count
+    tokens["no_signal"] += found["unscored"]  # without a ratio they have no cell
     for name in REGIONS:
         if name == "masked":
             continue

@@ -148,7 +148,6 @@ def _metrics(
         "groups/no_signal_fraction": float((reward.std(1) == 0).mean()),
         "completion/length_mean": float(np.mean(samples.tokens)),
         "completion/truncated_fraction": float(1 - np.mean(samples.finished)),
-        "entropy": float(whole["entropy"][whole["region"] != 1].mean()),
         "lr": 1e-3,
         "grad_norm_mean": float(0.8 + 0.4 * np.sin(step)),
         "tokens/signal": int((whole["region"] != 1).sum()),
@@ -160,6 +159,8 @@ def _metrics(
             {"update": u, "epoch": u // 2, "minibatch": u % 2, **_clip_metrics(fate)} for u, fate in enumerate(fates)
         ],
     }
+    if (whole["region"] != 1).any():
+        row["entropy"] = float(whole["entropy"][whole["region"] != 1].mean())
     row |= {f"clip/{name}": value for name, value in _clip_metrics(whole).items()}
     if step % 4 == 0 or step == steps:
         row["held_out/accuracy"] = float(np.clip(0.41 + 0.5 * step / steps, 0, 1))

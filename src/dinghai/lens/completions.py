@@ -55,7 +55,7 @@ def group_heads(reader: TraceReader, step: int) -> list[dict[str, Any]]:
     """The recorded prompts of a step, the one that lost most gradient first: `group`, `prompt_id`, `prompt` (the
     beginning, in one line), `size` (completions), `reward_mean`, and over all updates the tokens with a `signal`, those
     `stopped`, those `outside` the band, `removed` (the prompt's share of all the gradient removed in the step) and
-    `worst` (the largest |log ratio| of a token with a signal, nats).
+    `worst` (the largest |log ratio| of a token with a signal, nats; None where none has one).
 
     Raises:
         InputError: there is no such step.
@@ -81,7 +81,7 @@ def group_heads(reader: TraceReader, step: int) -> list[dict[str, Any]]:
             "stopped": int(sums.stopped[place]),
             "outside": int(sums.outside[place]),
             "removed": _number(sums.removed[place] / removed_all) if removed_all else 0,
-            "worst": _number(sums.worst[place]),
+            "worst": _number(sums.worst[place]) if sums.signal[place] else None,
         }
         for place, group in enumerate(groups)
     ]

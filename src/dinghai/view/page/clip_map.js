@@ -18,6 +18,7 @@ export function regionTotals(census, regions) {
     total.stopped += stopped;
     total.removed += isNumber(removed) ? removed : 0;
   }
+  if (totals.has("no_signal")) totals.get("no_signal").tokens += census.unscored || 0;  // which have no place on the map
   return totals;
 }
 
