@@ -89,14 +89,15 @@ def one_pass(
             logp_N[chunk], entropy_N[chunk] = fold.logp_C, fold.entropy_C
         share, coefficients = _differentiate(loss_of, span, logp_N[span], entropy_N[span], entropy_gradient)
         loss += share
-        for chunk in chunks:
+        # The last chunk's fold is still there; those before it, if the span is longer than a chunk, are made again.
+        for chunk in reversed(chunks):
             own = slice(chunk.start - span.start, chunk.stop - span.start)
             coefficient_C, entropy_coefficient_C = (None if c is None else c[own] for c in coefficients)
             assert coefficient_C is not None
             rows_R = _rows_with_gradient(coefficient_C, entropy_coefficient_C)
             if rows_R.numel() == 0:
                 continue
-            if len(chunks) > 1:
+            if chunk is not chunks[-1]:
                 fold = kernel.fold(hidden_NH[chunk], weight_VH, target_N[chunk], temperature)
             some_R = rows_R if rows_R.numel() < coefficient_C.numel() else None
             kernel.add_gradients(
@@ -133,7 +134,10 @@ def score_head(
 
 
 def _kernel_for(hidden_NH: Tensor) -> ChunkKernel:
-    """One of TorchKernel for CPUs; CUDA devices get dinghai.ops.triton_head.TritonKernel() where that exists."""
+    if hidden_NH.is_cuda:
+        from dinghai.ops.triton_head import TritonKernel  # Triton is only there where CUDA is
+
+        return TritonKernel()
     return TorchKernel()
 
 
@@ -153,7 +157,10 @@ def _spans(tokens: int, rows: int, cu_seqlens: Tensor | None) -> Iterator[slice]
 
 
 def _cut(span: slice, rows: int) -> list[slice]:
-    return [slice(start, min(start + rows, span.stop)) for start in range(span.start, span.stop, rows)]
+    """As few chunks as there can be, of nearly equal size."""
+    length = span.stop - span.start
+    size = -(-length // max(1, -(-length // rows)))
+    return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, max(1, size))]
 
 
 def _differentiate(
