@@ -129,10 +129,10 @@ def test_a_model_whose_cache_misleads_is_refused(
     tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left padding that a model does not hide would give log-probs of a text that nobody wrote."""
-    policy = load_tiny(tiny_folder("llama"))
+    policy = load_tiny(tiny_folder("bloom"))
     decode = Policy.decode
     monkeypatch.setattr(Policy, "decode", lambda self, ids, cache, **inputs: decode(self, ids, cache))
-    with pytest.raises(InputError, match="LlamaForCausalLM computes other logits token by token"):
+    with pytest.raises(InputError, match="BloomForCausalLM computes other logits token by token"):
         LocalEngine(policy, 4)
 
 

@@ -1,5 +1,5 @@
-"""Proves the mechanics of the local engine: each prompt is computed once, finished rows leave, every end token ends,
-and the seed alone decides what is drawn.
+"""Proves the mechanics of the local engine: each prompt is computed once, finished rows leave and others take their
+place, every end token ends, the seed alone decides what is drawn, and weights of another precision are never stale.
 
 Run: pytest tests/models/test_local_engine.py
 """
@@ -10,15 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_models import END, load_tiny, random_prompts
-from torch import Tensor
+from tiny_models import CONFIGS, END, load_tiny, random_prompts
 
+from dinghai.policy.attention import current
 from dinghai.policy.model import Policy
 from dinghai.policy.scoring import TokenSequence, score
+from dinghai.rollout.decode import DROP_SHARE
 from dinghai.rollout.engine import Completion, Sampling
 from dinghai.rollout.local import LocalEngine
+from dinghai.rollout.patterns import PromptAttention
 
 
 @pytest.fixture
@@ -27,26 +30,17 @@ def policy(tiny_folder: Callable[[str], Path]) -> Policy:
 
 
 class Spy:
-    """Counts what a policy is asked to decode: (rows, new tokens a row, whether there was a cache)."""
+    """Notes what a policy is asked to read: the tokens of prompts, then one token of each row."""
 
-    def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[int, int, bool]] = []
-        decode = policy.decode
+    def __init__(self, policy: Policy) -> None:
+        self.prefills: list[int] = []
+        self.steps: list[int] = []
+        policy.backbone.register_forward_pre_hook(self._note, with_kwargs=True)
 
-        def spied(input_ids_RS: Tensor, cache: Any, **inputs: Any) -> tuple[Tensor, Any]:
-            self.calls.append((*input_ids_RS.shape, cache is not None))
-            return decode(input_ids_RS, cache, **inputs)
-
-        monkeypatch.setattr(policy, "decode", spied)
-
-    @property
-    def prefills(self) -> list[tuple[int, int]]:
-        return [(rows, width) for rows, width, cached in self.calls if not cached]
-
-    @property
-    def steps(self) -> list[int]:
-        assert all(width == 1 for _, width, cached in self.calls if cached)
-        return [rows for rows, _, cached in self.calls if cached]
+    def _note(self, _: Any, __: Any, inputs: dict[str, Any]) -> None:
+        assert inputs["input_ids"].shape[0] == 1, "packed"
+        reads_prompts = isinstance(current(), PromptAttention)
+        (self.prefills if reads_prompts else self.steps).append(inputs["input_ids"].shape[1])
 
 
 def tokens(groups: list[list[Completion]]) -> list[list[list[int]]]:
@@ -61,58 +55,77 @@ def likeliest(policy: Policy, token: int, bias: float) -> None:
     )
 
 
-def test_each_prompt_is_computed_once_for_its_whole_group(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_prompt_is_computed_once_for_its_whole_group(policy: Policy) -> None:
     engine = LocalEngine(policy, batch_size=64)
-    spy = Spy(policy, monkeypatch)
+    spy = Spy(policy)
     engine.generate(random_prompts(5, 9, 7), 8, Sampling(max_new_tokens=6), seed=0)
-    assert spy.prefills == [(3, 9)]
-    assert spy.steps[0] == 24
+    assert spy.prefills == [5 + 9 + 7], "all at once, without padding"
+    assert spy.steps[0] >= 24 - 2
     assert len(spy.steps) <= 5  # the last token drawn is not read
 
 
-def test_batch_size_bounds_the_rows(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = LocalEngine(policy, batch_size=10)
-    spy = Spy(policy, monkeypatch)
-    engine.generate(random_prompts(5, 9, 7), 4, Sampling(max_new_tokens=3), seed=0)
-    assert spy.prefills == [(2, 9), (1, 7)], "two groups of four, then one"
-    assert max(spy.steps) == 8
+def test_batch_size_bounds_the_rows_and_free_slots_are_filled(policy: Policy) -> None:
+    likeliest(policy, END, 3.0)
+    prompts, sampling = random_prompts(5, 9, 7, 1, 4, 6), Sampling(max_new_tokens=12)
+    whole = LocalEngine(policy, batch_size=64).generate(prompts, 4, sampling, seed=0)
+    engine = LocalEngine(policy, batch_size=8)
+    spy = Spy(policy)
+    assert tokens(engine.generate(prompts, 4, sampling, seed=0)) == tokens(whole)
+    assert max(spy.steps) <= 8
+    assert len(spy.prefills) > 1
+    assert sum(spy.prefills) == sum(map(len, prompts)), "each once, though the groups were cut"
+    lengths = [len(c.token_ids) for group in whole for c in group]
+    in_turn = sum(max(lengths[i : i + 8]) - 1 for i in range(0, 24, 8))
+    assert len(spy.steps) < 0.8 * in_turn, "rows do not wait for the longest of those before them"
 
 
-def test_a_group_larger_than_the_batch_is_cut(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_larger_than_the_batch_is_cut(policy: Policy) -> None:
     prompts = random_prompts(5, 9)
     whole = LocalEngine(policy, batch_size=64).generate(prompts, 7, Sampling(max_new_tokens=6), seed=3)
     engine = LocalEngine(policy, batch_size=3)
-    spy = Spy(policy, monkeypatch)
+    spy = Spy(policy)
     assert tokens(engine.generate(prompts, 7, Sampling(max_new_tokens=6), seed=3)) == tokens(whole)
-    assert spy.prefills == [(1, 5)] * 3 + [(1, 9)] * 3
+    assert spy.prefills == [5, 9]
     assert max(spy.steps) == 3
+    one_by_one = LocalEngine(policy, batch_size=1).generate(prompts, 7, Sampling(max_new_tokens=6), seed=3)
+    assert tokens(one_by_one) == tokens(whole)
 
 
-def test_finished_rows_leave(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_shared_without_a_change(policy: Policy) -> None:
+    """The completions of a prompt are those of as many prompts of the same text."""
+    [prompt] = random_prompts(9)
+    shared = LocalEngine(policy, 64).generate([prompt], 6, Sampling(max_new_tokens=8), seed=4)
+    apart = LocalEngine(policy, 64).generate([prompt] * 6, 1, Sampling(max_new_tokens=8), seed=4)
+    assert tokens(shared)[0] == [group[0] for group in tokens(apart)]
+    for one, other in zip(shared[0], (group[0] for group in apart), strict=True):
+        np.testing.assert_allclose(one.logp_sampler, other.logp_sampler, atol=1e-5)
+
+
+def test_finished_rows_leave(policy: Policy) -> None:
     likeliest(policy, END, 4.0)  # ends early and often
     engine = LocalEngine(policy, batch_size=64)
-    spy = Spy(policy, monkeypatch)
+    spy = Spy(policy)
     groups = engine.generate(random_prompts(5), 64, Sampling(max_new_tokens=40), seed=0)
     lengths = torch.tensor([len(c.token_ids) for c in groups[0]])
     assert lengths.unique().numel() > 5
     alive = [int((lengths > step + 1).sum()) for step in range(int(lengths.max()) - 1)]
     assert len(spy.steps) == len(alive), "decoding ends with the last row"
-    assert all(living <= rows <= living / (1 - 0.125) for living, rows in zip(alive, spy.steps, strict=True))
+    assert all(living <= rows <= living / (1 - DROP_SHARE) for living, rows in zip(alive, spy.steps, strict=True))
 
 
-def test_nothing_is_decoded_when_all_end_at_the_first_token(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_decoded_when_all_end_at_the_first_token(policy: Policy) -> None:
     likeliest(policy, END, 1e4)
     engine = LocalEngine(policy, batch_size=64)
-    spy = Spy(policy, monkeypatch)
+    spy = Spy(policy)
     groups = engine.generate(random_prompts(5, 3), 4, Sampling(max_new_tokens=9), seed=0)
     assert tokens(groups) == [[[END]] * 4] * 2
     assert all(c.finished and c.logp_sampler.tolist() == [0.0] for group in groups for c in group)
     assert spy.steps == []
 
 
-def test_one_new_token(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_new_token(policy: Policy) -> None:
     engine = LocalEngine(policy, batch_size=64)
-    spy = Spy(policy, monkeypatch)
+    spy = Spy(policy)
     groups = engine.generate(random_prompts(5), 5, Sampling(max_new_tokens=1), seed=0)
     assert [len(c.token_ids) for c in groups[0]] == [1] * 5
     assert all(c.finished == (c.token_ids == [END]) for c in groups[0])
@@ -179,3 +192,44 @@ def test_no_gradient_and_no_trace_is_left(policy: Policy) -> None:
     logp_N, _ = score(policy, [TokenSequence([1, 2], [3, 4])], 1.0)
     logp_N.sum().backward()
     assert all(p.grad is not None for p in policy.trainable().values())
+
+
+SLOTS = {"gpt2", "llama", "qwen2-tied", "qwen3", "gemma3", "mistral-sliding", "phi3", "olmo2", "gpt-neox", "granite"}
+SLOTS |= {"cohere", "qwen3-moe"}
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_an_architecture_that_cannot_be_decoded_in_slots_is_named(
+    architecture: str, tiny_folder: Callable[[str], Path]
+) -> None:
+    notes = LocalEngine(load_tiny(tiny_folder(architecture)), 4).notes
+    if architecture in SLOTS:
+        assert notes == []
+    else:
+        [note] = notes
+        assert note.startswith("rollout: completions are decoded through the cache of transformers, which is slower: ")
+        assert "For" in note, "the class of the model"
+
+
+def test_weights_of_another_precision_follow_the_policy(policy: Policy) -> None:
+    """Samples are those of a policy in that precision, before and after an update; the policy itself keeps its own."""
+    prompts, sampling = random_prompts(5, 9), Sampling(max_new_tokens=8)
+    engine = LocalEngine(policy, 64, torch.bfloat16)
+    for _ in range(2):
+        rounded = policy.frozen_copy()
+        for p in rounded.model.parameters():
+            p.data = p.data.bfloat16()
+        expected = LocalEngine(rounded, 64)
+        assert tokens(engine.generate(prompts, 4, sampling, seed=1)) == tokens(
+            expected.generate(prompts, 4, sampling, seed=1)
+        )
+        assert [c.token_ids for c in engine.greedy(prompts, 8)] == [c.token_ids for c in expected.greedy(prompts, 8)]
+        assert all(p.dtype == torch.float32 for p in policy.model.parameters())
+        with torch.no_grad():
+            for p in policy.model.parameters():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)), alpha=0.05)
+
+
+def test_a_copy_is_made_only_of_another_precision(policy: Policy) -> None:
+    assert LocalEngine(policy, 4, torch.float32)._policy is policy
+    assert LocalEngine(policy, 4, torch.bfloat16)._policy is not policy

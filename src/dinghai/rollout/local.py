@@ -1,168 +1,107 @@
-"""The local engine: decodes with the policy's own weights, in the same process.
+"""The local engine: samples with the policy's own weights, in the same process.
 
-Each prompt is computed once; its keys and values are shared by its G completions. Rows leave as they finish. Any
-model of `transformers` with its standard cache works.
-
-Shapes: P prompts, R rows (completions) being decoded, T new tokens, V vocabulary.
+Shapes: R rows (completions), T new tokens, V vocabulary, n rows being decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dinghai.errors import InputError
+from dinghai.policy.attention import UnknownAttention, install, watching
 from dinghai.policy.model import Policy
+from dinghai.rollout.cached import CachedDecoder
+from dinghai.rollout.decode import Choose, Decoder
 from dinghai.rollout.engine import Completion, Sampling
-from dinghai.rollout.sampling import draw, sampler_log_probs
-
-# Finished rows are dropped once they are more than this share: dropping copies the cache, so not at each token.
-DROP_SHARE = 0.125
-
-Choose = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor]]  # (logits_RV, step, row_R) -> (token_R, logp_R)
+from dinghai.rollout.sampling import sample
+from dinghai.rollout.weights import SamplingWeights
 
 
 class LocalEngine:
-    """Samples from `policy`; `batch_size` bounds how many completions are decoded at once."""
+    """Samples from `policy`; `batch_size` bounds how many completions are decoded at once.
 
-    def __init__(self, policy: Policy, batch_size: int) -> None:
-        self._policy, self._batch_size = policy, batch_size
-        self._check_architecture()
+    dtype: precision of the weights that are sampled with; None: the policy's own
+    notes: sentences that say what is left out for this model, and why
+    """
+
+    def __init__(self, policy: Policy, batch_size: int, dtype: torch.dtype | None = None) -> None:
+        self._batch_size = batch_size
+        # Before the weights are copied, so that the copy asks for its attention in the same way.
+        reason = install(policy.model)
+        self._weights = SamplingWeights(policy, dtype)
+        self._policy = self._weights.policy
+        reason = reason or _why_not_in_slots(self._policy)
+        self.notes: list[str] = []
+        self._cached: CachedDecoder | None = None
+        if reason is not None:
+            self.notes.append(
+                f"rollout: completions are decoded through the cache of transformers, which is slower: {reason}"
+            )
+            self._cached = CachedDecoder(self._policy)
 
     def generate(
         self, prompts: Sequence[list[int]], group_size: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:
         generator = torch.Generator().manual_seed(seed)
         # All random numbers are drawn at once, one for each row and position: what a row becomes does not depend on
-        # which rows it is decoded with.
-        uniform_RT = torch.rand(len(prompts) * group_size, sampling.max_new_tokens, generator=generator)
-        uniform_RT = uniform_RT.to(self._policy.device)
+        # which rows it is decoded with. One position more than there are tokens, for rows that have ended.
+        shape = len(prompts) * group_size, sampling.max_new_tokens
+        uniform_RT = torch.nn.functional.pad(torch.rand(shape, generator=generator), (0, 1)).to(self._policy.device)
 
-        def choose(logits_RV: Tensor, step: int, row_R: Tensor) -> tuple[Tensor, Tensor]:
-            logp_RV = sampler_log_probs(logits_RV, sampling)
-            token_R = draw(logp_RV, uniform_RT[row_R, step])
-            return token_R, logp_RV.gather(1, token_R[:, None])[:, 0]
+        def choose(logits_nV: Tensor, row_n: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
+            return sample(logits_nV, uniform_RT[row_n, position_n], sampling)
 
-        rows = self._decode_all(prompts, group_size, sampling.max_new_tokens, choose)
+        rows = self._decode(prompts, group_size, sampling.max_new_tokens, choose)
         return [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
 
     def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Completion]:
-        def choose(logits_RV: Tensor, step: int, row_R: Tensor) -> tuple[Tensor, Tensor]:
-            token_R = logits_RV.argmax(-1)
-            return token_R, torch.zeros_like(token_R, dtype=torch.float32)
+        def choose(logits_nV: Tensor, row_n: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
+            token_n = logits_nV.argmax(-1)
+            return token_n, torch.zeros_like(token_n, dtype=torch.float32)
 
-        return self._decode_all(prompts, 1, max_new_tokens, choose)
+        return self._decode(prompts, 1, max_new_tokens, choose)
 
-    def _decode_all(
+    def _decode(
         self, prompts: Sequence[list[int]], group_size: int, max_new_tokens: int, choose: Choose
     ) -> list[Completion]:
-        """Decodes in batches of whole groups where they fit, else in parts of one group."""
-        copies = min(group_size, self._batch_size)
-        prompts_at_once = max(1, self._batch_size // group_size)
-        rows: list[Completion] = []
-        for p in range(0, len(prompts), prompts_at_once):
-            some = prompts[p : p + prompts_at_once]
-            for g in range(0, group_size, copies):
-                n = min(copies, group_size - g)
-                rows.extend(self._decode(some, n, p * group_size + g, max_new_tokens, choose))
-        return rows
-
-    @torch.inference_mode()
-    def _check_architecture(self) -> None:
-        """Refuses a model whose completions could not be sampled, or would get other log-probs than scoring gives."""
-        policy, kind = self._policy, type(self._policy.model).__name__
-        short, long = ([i % policy.vocabulary for i in ids] for ids in ([5, 6], [1, 2, 3, 4]))
-        _, cache, padding = self._prefill([short[:-1], long[:-1]])
-        if not hasattr(cache, "reorder_cache"):
-            raise InputError(
-                f"model.path: a {kind} keeps no cache that the completions of a prompt could share, so it cannot be "
-                "sampled from here: name another model"
-            )
-        last = torch.tensor([short[-1:], long[-1:]], device=policy.device)
-        decoded_RV, _ = policy.decode(last, cache, **padding.inputs(0))
-        tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.5
-        for logits_V, ids in zip(decoded_RV, (short, long), strict=True):
-            read_V = policy.to_logits(policy.hidden(torch.tensor([ids], device=policy.device))[0, -1:])[0]
-            if not torch.allclose(logits_V, read_V, rtol=tolerance, atol=tolerance, equal_nan=True):
-                raise InputError(
-                    f"model.path: a {kind} computes other logits token by token than for the whole text, so its "
-                    "samples could not be told from a changed policy: name another model"
-                )
-
-    @torch.inference_mode()
-    def _decode(
-        self,
-        prompts: Sequence[list[int]],
-        copies: int,
-        first_row: int,
-        max_new_tokens: int,
-        choose: Choose,
-    ) -> list[Completion]:
-        """`copies` completions of each prompt. Rows are numbered first_row, … over the whole call to `generate`."""
-        policy, device = self._policy, self._policy.device
-        logits_PV, cache, padding = self._prefill(prompts)
-        prompt_of_row = torch.arange(len(prompts), device=device).repeat_interleave(copies)
-        # More than one copy of more than one prompt only comes in whole groups, so rows are consecutive.
-        row_R = first_row + torch.arange(len(prompts) * copies, device=device)
-        cache.reorder_cache(prompt_of_row)
-        padding = padding.repeat_rows(prompt_of_row)
-        tokens: list[list[int]] = [[] for _ in row_R]
-        logps: list[list[float]] = [[] for _ in row_R]
-        ends = torch.tensor(sorted(policy.end_ids), device=device)
-        logits_RV = logits_PV[prompt_of_row]
-        alive_R = torch.ones_like(row_R, dtype=torch.bool)
-        for step in range(max_new_tokens):
-            token_R, logp_R = choose(logits_RV, step, row_R)
-            for row, token, logp, alive in zip(
-                (row_R - first_row).tolist(), token_R.tolist(), logp_R.tolist(), alive_R.tolist(), strict=True
-            ):
-                if alive:
-                    tokens[row].append(token)
-                    logps[row].append(logp)
-            alive_R = alive_R & ~torch.isin(token_R, ends)
-            living = int(alive_R.sum())
-            if living == 0 or step == max_new_tokens - 1:
-                break
-            if living < (1 - DROP_SHARE) * len(alive_R):
-                kept = alive_R.nonzero()[:, 0]
-                cache.reorder_cache(kept)
-                row_R, token_R, alive_R, padding = row_R[kept], token_R[kept], alive_R[kept], padding.repeat_rows(kept)
-            logits_RV, cache = policy.decode(token_R[:, None], cache, **padding.inputs(step))
-        end_ids = policy.end_ids
-        return [
-            Completion(t, torch.tensor(p, dtype=torch.float32).numpy(), bool(t) and t[-1] in end_ids)
-            for t, p in zip(tokens, logps, strict=True)
-        ]
-
-    def _prefill(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Any, _Padding]:
-        """Runs each prompt once: the logits of its next token, its keys and values, and how it was padded."""
-        policy = self._policy
-        width = max(map(len, prompts))
-        padding = _Padding(torch.tensor([width - len(p) for p in prompts], device=policy.device), width)
-        ids = torch.tensor([[policy.pad_id] * (width - len(p)) + p for p in prompts], device=policy.device)
-        logits_PV, cache = policy.decode(ids, None, **padding.inputs(None))
-        return logits_PV, cache, padding
+        self._weights.refresh()
+        if self._cached is not None:
+            return self._cached.decode(prompts, group_size, self._batch_size, max_new_tokens, choose)
+        return Decoder(self._policy, prompts, group_size, self._batch_size, max_new_tokens, choose).run()
 
 
-class _Padding:
-    """Left padding of the prompts: the attention mask and positions that hide it, where there is any."""
+def _why_not_in_slots(policy: Policy) -> str | None:
+    """Tries whether decoding in slots gives the logits of the whole text: None, or the end of a sentence that says why
+    not. Two prompts of unequal length, two rows of each, on which three tokens are forced."""
+    kind = type(policy.model).__name__
+    prompts = [[i % policy.vocabulary for i in ids] for ids in ([5], [1, 2, 3])]
+    forced = torch.tensor([[4, 3, 2], [6, 1, 0], [2, 2, 5], [0, 5, 1]], device=policy.device) % policy.vocabulary
+    seen: dict[tuple[int, int], Tensor] = {}
 
-    def __init__(self, pad_R: Tensor, width: int, any_padding: bool | None = None) -> None:
-        self._pad_R, self._width = pad_R, width
-        self._any = bool((pad_R > 0).any()) if any_padding is None else any_padding
+    def choose(logits_nV: Tensor, row_n: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
+        for logits_V, at in zip(logits_nV, zip(row_n.tolist(), position_n.tolist(), strict=True), strict=True):
+            seen[at] = logits_V.clone()
+        return forced[row_n, position_n.clamp_max(2)], logits_nV[:, 0].float()
 
-    def repeat_rows(self, index_R: Tensor) -> _Padding:
-        return _Padding(self._pad_R[index_R], self._width, self._any)
-
-    def inputs(self, step: int | None) -> dict[str, Tensor]:
-        """Model inputs for the prompts (step None) or for the token drawn at `step`."""
-        if not self._any:
-            return {}
-        length = self._width + (0 if step is None else step + 1)
-        position = torch.arange(length, device=self._pad_R.device)[None] - self._pad_R[:, None]
-        mask = (position >= 0).long()
-        position = position.clamp_min(0)
-        return {"attention_mask": mask, "position_ids": position if step is None else position[:, -1:]}
+    try:
+        with watching() as asked:
+            Decoder(policy, prompts, 2, capacity=3, max_new_tokens=3, choose=choose).run()
+    except UnknownAttention as error:
+        return f"a {kind} cannot read tokens of several rows at once: {error}"
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each architecture has its own way to refuse what it does not know
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return f"a {kind} fails when it reads tokens of several rows at once ({type(error).__name__}: {line[:200]})"
+    if not asked.masked <= asked.told:
+        return f"the layers of a {kind} are not told of its attention's window"
+    tolerance = 1e-3 if next(policy.model.parameters()).dtype == torch.float32 else 0.5
+    with torch.no_grad():
+        for (row, position), logits_V in seen.items():
+            ids = torch.tensor([prompts[row // 2] + forced[row, :position].tolist()], device=policy.device)
+            read_V = policy.to_logits(policy.hidden(ids)[0, -1:])[0]
+            if position < 3 and not torch.allclose(logits_V, read_V, rtol=tolerance, atol=tolerance, equal_nan=True):
+                return f"a {kind} computes other logits for tokens of several rows than for each row alone"
+    return None

@@ -1,4 +1,4 @@
-"""Drawing tokens. Shapes: R rows, V vocabulary."""
+"""Drawing tokens. Shapes: R rows, V vocabulary, K blocks of the vocabulary."""
 
 from __future__ import annotations
 
@@ -6,6 +6,27 @@ import torch
 from torch import Tensor
 
 from dinghai.rollout.engine import Sampling
+
+# Tokens whose probabilities are summed before the distribution function is inverted: a cumulative sum runs over the
+# blocks, and over the one block that a token lies in, never over the whole vocabulary.
+BLOCK = 64
+
+
+def sample(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token a row, and its float32 log-probability under the distribution that it was drawn from.
+
+    logits_RV may be overwritten. A row's token depends on its own logits and its own uniform number alone.
+    """
+    if sampling.is_truncated:
+        logp_RV = sampler_log_probs(logits_RV, sampling)
+        token_R = draw(logp_RV, uniform_R)
+        return token_R, logp_RV.gather(1, token_R[:, None])[:, 0]
+    mass_RV = logits_RV.float()
+    if sampling.temperature != 1.0:
+        mass_RV = mass_RV.div_(sampling.temperature)
+    mass_RV.sub_(mass_RV.amax(-1, keepdim=True)).exp_()
+    token_R, total_R = _invert(mass_RV, uniform_R)
+    return token_R, mass_RV.gather(1, token_R[:, None])[:, 0].log() - total_R.log().float()
 
 
 def sampler_log_probs(logits_RV: Tensor, sampling: Sampling) -> Tensor:
@@ -27,14 +48,36 @@ def sampler_log_probs(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(logp_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    """One token a row by inverting the distribution function at uniform_R in [0, 1).
+    """One token a row by inverting the distribution function at uniform_R in [0, 1)."""
+    return _invert(logp_RV.exp(), uniform_R)[0]
 
-    A row's token depends on its own uniform number alone, so it does not matter which rows are decoded together.
+
+def _invert(mass_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The token at which the share uniform_R of a row's mass is passed, and the row's whole mass in float64.
+
+    First the block is found, then the token in it.
     """
-    cumulative_RV = logp_RV.double().exp().cumsum(-1)
-    threshold_R1 = uniform_R.double()[:, None] * cumulative_RV[:, -1:]
-    token_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
-    # Rounding can lift a threshold to the total mass, where the search passes the end: that is the last token that has
-    # any. A token of zero probability is never found: what is before it does not lie beneath a threshold it lies above.
-    last_R = (cumulative_RV < cumulative_RV[:, -1:]).sum(-1)
-    return torch.minimum(token_R, last_R)
+    vocabulary = mass_RV.shape[1]
+    whole = vocabulary // BLOCK * BLOCK
+    block_RK = mass_RV[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+    if whole < vocabulary:
+        block_RK = torch.cat((block_RK, mass_RV[:, whole:].sum(-1, keepdim=True)), 1)
+    before_RK = torch.nn.functional.pad(block_RK.double().cumsum(-1), (1, 0))
+    total_R1 = before_RK[:, -1:]
+    threshold_R1 = uniform_R.double()[:, None] * total_R1
+    block_R1 = _passed(before_RK[:, 1:], threshold_R1)
+    inside_RT = block_R1 * BLOCK + torch.arange(BLOCK, device=mass_RV.device)
+    mass_RT = mass_RV.gather(1, inside_RT.clamp_max(vocabulary - 1)).masked_fill(inside_RT >= vocabulary, 0.0)
+    token_R1 = _passed(mass_RT.double().cumsum(-1), threshold_R1 - before_RK.gather(1, block_R1))
+    return (block_R1 * BLOCK + token_R1)[:, 0], total_R1[:, 0]
+
+
+def _passed(cumulative_RK: Tensor, threshold_R1: Tensor) -> Tensor:
+    """The first index whose cumulative mass lies above the threshold.
+
+    Rounding can lift a threshold to the total mass, where the search passes the end: that is the last index that has
+    any. An index of zero mass is never found: what is before it does not lie beneath a threshold it lies above.
+    """
+    found_R1 = torch.searchsorted(cumulative_RK.contiguous(), threshold_R1, right=True)
+    last_R1 = (cumulative_RK < cumulative_RK[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(found_R1, last_R1)
