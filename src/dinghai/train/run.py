@@ -238,6 +238,11 @@ def opening_lines(folder: Path, beginning: Beginning) -> list[str]:
             "top-p or top-k sampling draws from a truncated distribution: logp_sampler differs from the policy's own "
             "log-probs, and the ratio of the clip (new/old) does not correct for it"
         )
+    if rollout.dtype is not None and rollout.dtype != settings.model.dtype:
+        lines.append(
+            f"completions are sampled with weights in {rollout.dtype}: logp_sampler differs from the policy's own "
+            "log-probs, and the ratio of the clip (new/old) does not correct for it (objective.corrections does)"
+        )
     return lines
 
 

@@ -18,7 +18,7 @@ from dinghai.objective import Effect, PolicyLoss, Region, find_rule
 from dinghai.objective.correction import Combination, RolloutCorrection
 from dinghai.objective.correction import build_correction as find_correction
 from dinghai.policy.critic import Critic
-from dinghai.policy.model import Policy, load_policy
+from dinghai.policy.model import DTYPES, Policy, load_policy
 from dinghai.policy.reading import choose_reading
 from dinghai.rollout.engine import Engine
 from dinghai.rollout.local import LocalEngine
@@ -57,9 +57,11 @@ class Beginning:
         self.policy: Policy = load_policy(settings.model, derive_seed(settings.run.seed, "model"))
         shortcuts = settings.update.shortcuts
         self.policy.reading, notes = choose_reading(self.policy, shortcuts.packing, shortcuts.shared_prompts)
-        self.engine: Engine = LocalEngine(self.policy, settings.rollout.batch_size)
+        dtype = None if settings.rollout.dtype is None else DTYPES[settings.rollout.dtype]
+        engine = LocalEngine(self.policy, settings.rollout.batch_size, dtype)
+        self.engine: Engine = engine
         self.shortcuts = choose_shortcuts(settings, self.policy_loss, self.policy, self.engine)
-        self.notes = [*notes, *self.shortcuts.notes]
+        self.notes = [*notes, *self.shortcuts.notes, *engine.notes]
         # Refuses prompts that are too long, and tasks without demonstrations, before the first step.
         drawn = min(settings.run.steps * settings.rollout.prompts, CHECKED_PROMPTS)
         prompts = [*self.task.held_out, *map(self.task.train_prompt, range(drawn))]
