@@ -481,7 +481,7 @@ def test_the_first_update_is_told_from_a_single_one(show: Any) -> None:
     at_one = census([(0.0, 1.0, "inside", 500, 0, 0.0)])
     page = show(data_of(rule(), **{"8_0": at_one}))
     page.get_by_label("tokens of").select_option("step 8")
-    page.get_by_label("update").select_option("update 0")
+    page.get_by_label("update").select_option("update 1")
     note = card(page, "How far the ratios went from 1").locator(".note")
     note.get_by_text("This is the first update on each batch").wait_for()
 
@@ -491,14 +491,14 @@ def test_a_step_and_an_update_can_be_picked(show: Any) -> None:
     page = show(data_of(rule(), **{"8_all": one, "8_1": one}))
     page.get_by_label("tokens of").select_option("step 8")
     page.get_by_text("Step 8: 7 tokens").wait_for()
-    page.get_by_label("update").select_option("update 1")
+    page.get_by_label("update").select_option("update 2")
     page.wait_for_function("asked.length === 3")
     assert page.evaluate("asked") == [[None, None], [8, None], [8, 1]]
     assert page.locator("table.regions tbody tr").count() == 1
-    page.get_by_label("update").select_option("update 0")  # a census that the source does not have
+    page.get_by_label("update").select_option("update 1")  # a census that the source does not have
     page.get_by_text("there is no such census").wait_for()
     assert not card(page, "The map").is_visible()
-    page.get_by_label("update").select_option("update 1")
+    page.get_by_label("update").select_option("update 2")
     card(page, "The map").wait_for()
 
 

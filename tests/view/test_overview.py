@@ -75,6 +75,17 @@ def test_the_rule_is_shown_where_the_run_has_it_and_damage_is_told(tmp_path: Pat
     assert any("rule.json is damaged" in note for note in seen["notes"])
 
 
+def test_conditions_of_what_is_switched_off_are_not_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=1)
+    facts = {"version": 1, "name": "grpo", "title": "GRPO", "paper": "", "formula": "r·A", "ratio": "token"}
+    facts |= {"zero": "A > 0 and r > 1+eps_high; A < 0 and r > dual_clip", "reduction": "token-mean", "boundaries": []}
+    for dual_clip, shown in ((None, "A > 0 and r > 1+eps_high"), (3.0, facts["zero"])):
+        parameters = {"parameters": {"eps_high": 0.2, "dual_clip": dual_clip}}
+        missing = dict.fromkeys(("weights", "boundaries_vary_with", "note"))
+        (folder / "rule.json").write_text(json.dumps(facts | parameters | missing))
+        assert overview(folder)["rule"]["zero"] == shown
+
+
 def test_what_a_rule_of_ones_own_says_is_made_safe(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "own", steps=1)
     facts = {"version": 1, "name": "mine", "title": "\x1b[31mred", "paper": "", "formula": "r\u202eA", "zero": ""}

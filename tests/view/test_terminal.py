@@ -8,9 +8,9 @@ import unicodedata
 import payloads
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from dinghai.text import safe
-from dinghai.view.terminal import safe_text
 
 
 @pytest.mark.parametrize("payload", payloads.ALL, ids=ascii)
@@ -26,7 +26,7 @@ def test_no_character_that_acts_is_left(payload: str) -> None:
 def test_rich_prints_it_letter_for_letter(payload: str) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=10_000, color_system="truecolor", emoji=True)
-    console.print(safe_text(payload), highlight=False)
+    console.print(Text(safe(payload)), highlight=False)
     assert out.getvalue() == safe(payload) + "\n"
 
 
@@ -70,7 +70,3 @@ def test_every_code_point_is_safe() -> None:
         shown = safe("".join(map(chr, range(start, start + 0x1000))))
         assert shown.isprintable() or all(c.isprintable() or unicodedata.category(c) == "Zs" for c in shown)
         assert "\x1b" not in shown
-
-
-def test_safe_text_carries_a_style() -> None:
-    assert str(safe_text("[bold]", style="red").style) == "red"

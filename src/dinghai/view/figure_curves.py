@@ -101,7 +101,7 @@ def bars_by_update(chart: Chart, stopped: Collection[str]) -> Figure:
     rows = math.ceil(len(chart["series"]) / 3) if len(chart["series"]) > 1 or chart["stacked"] else 0
     figure = new_figure(NARROW, _HEIGHT + rows * LEGEND_ROW)
     axes = figure.subplots()
-    updates = np.arange(len(chart["labels"]))
+    updates = 1 + np.arange(len(chart["labels"]))
     handles: list[Any] = []
     below = np.zeros(len(updates))
     many = 1 if chart["stacked"] else max(1, len(chart["series"]))
@@ -119,7 +119,7 @@ def bars_by_update(chart: Chart, stopped: Collection[str]) -> Figure:
     _dress(axes, chart)
     axes.set_xlabel("update of the batch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    axes.set_xlim(-0.6, len(updates) - 0.4)
+    axes.set_xlim(0.4, len(updates) + 0.6)
     if len(handles) > 1 or chart["stacked"]:
         legend_above(axes, handles, columns=min(3, len(handles)))
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,19 @@ def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]
 def _rule(run_folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """What is known of the rule's bounds, and what there is to say about it."""
     try:
-        return all_safe(load_rule_facts(run_folder)), []
+        facts = load_rule_facts(run_folder)
     except DinghaiError as error:
         return None, [str(error)]
+    if facts is not None:
+        facts["zero"] = _without_what_is_off(facts["zero"], facts["parameters"])
+    return all_safe(facts), []
+
+
+def _without_what_is_off(conditions: str, parameters: dict[str, Any]) -> str:
+    """Conditions, separated by semicolons, but for those that name a parameter which the run has switched off."""
+    off = {name for name, value in parameters.items() if value is None}
+    parts = conditions.split("; ")
+    return "; ".join(part for part in parts if off.isdisjoint(re.findall(r"\w+", part)))
 
 
 def all_safe(value: Any) -> Any:

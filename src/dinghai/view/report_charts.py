@@ -177,12 +177,14 @@ def _mean(rows: Sequence[Row], key: str, weight: str) -> float | None:
 
 
 def update_names(metrics: Metrics) -> dict[int, str]:
-    """Update index -> its name, with the epoch and minibatch where the record tells them. All count from 0."""
+    """Update index -> its name, with the epoch and minibatch where the record tells them. In names all count from 1."""
     names = {}
     for index, rows in _rows_by_update(metrics).items():
         epoch, minibatch = rows[0].get("epoch"), rows[0].get("minibatch")
-        place = "" if epoch is None or minibatch is None else f" (epoch {epoch}, minibatch {minibatch})"
-        names[index] = f"update {index}{place}"
+        place = ""
+        if isinstance(epoch, int) and isinstance(minibatch, int):
+            place = f" (epoch {epoch + 1}, minibatch {minibatch + 1})"
+        names[index] = f"update {index + 1}{place}"
     return names
 
 

@@ -1,7 +1,7 @@
 // Charts in SVG: lines, stacked areas, bars. Each is drawn at the width of its card and again when that changes.
 import { el, svgEl } from "./dom.js";
 import { crosshair, chartBox } from "./figure.js";
-import { formatNumber, formatShare, isNumber, words } from "./format.js";
+import { formatNumber, formatShare, isNumber, updateName, words } from "./format.js";
 
 const MARGIN = { left: 46, right: 10, top: 8, bottom: 20 };
 
@@ -200,7 +200,7 @@ export function drawBars(card, chart, width, classOf) {
   const bar = Math.max(1, Math.min(chart.stacked ? 44 : 26, (slot * 0.7) / beside));
   chart.labels.forEach((label, place) => {
     if (slot > 22 || place % Math.ceil(22 / slot) === 0) {
-      plot.svg.append(svgEl("text", { x: plot.x(place), y: plot.height - 5, "text-anchor": "middle" }, slot > 64 ? `update ${place}` : String(place)));
+      plot.svg.append(svgEl("text", { x: plot.x(place), y: plot.height - 5, "text-anchor": "middle" }, slot > 64 ? updateName(place) : String(place + 1)));
     }
     let floor = 0;
     chart.series.forEach((one, index) => {

@@ -5,7 +5,7 @@ import { drawRatios, ratioSentences } from "./clip_ratio.js";
 import { drawLanes, edgeText, positionRows, rangeRows, tokenSentence, tokenTable, whereSentence } from "./clip_where.js";
 import { el } from "./dom.js";
 import { chartBox } from "./figure.js";
-import { words } from "./format.js";
+import { updateName, words } from "./format.js";
 import { heading } from "./overview.js";
 
 const ALL = "all";
@@ -119,7 +119,7 @@ function coverageText(census) {
   const [first, last] = census.steps, steps = first === last ? `Step ${first}` : `Steps ${first} to ${last}`;
   const read = census.sampled ? ` Read: ${census.sampled}.` : "", notes = (census.notes || []).map(note => ` ${note}`).join("");
   const unscored = census.unscored
-    ? ` ${countText(census.unscored)} were never scored, since all advantages of their completion are 0: they have no ratio, and no place below but by position, reward and token.` : "";
+    ? ` ${countText(census.unscored)} were never scored, since all advantages of their completion are 0: they have no ratio and no probability, and so no place in the figures of these.` : "";
   return `${steps}: ${countText(census.tokens)} tokens, each counted in every update that used it. ${countText(census.signal)} of them have a signal (A is not 0).${unscored}${read}${notes}`;
 }
 
@@ -133,7 +133,7 @@ function pickers(chosen, live, changed) {
     const updates = [...new Set(used)].sort((a, b) => a - b);
     // A report does not hold the whole run update by update.
     if (!updates.includes(chosen.update) || (chosen.step === ALL && !live)) chosen.update = ALL;
-    update.fill([[ALL, "all updates"], ...updates.map(one => [one, `update ${one}`])], chosen.update);
+    update.fill([[ALL, "all updates"], ...updates.map(one => [one, updateName(one)])], chosen.update);
     update.node.hidden = updates.length < 2 || (chosen.step === ALL && !live);
   };
   step.select.addEventListener("change", () => { chosen.step = number(step.select.value); fillUpdates(); changed(); });

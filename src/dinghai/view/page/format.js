@@ -22,5 +22,8 @@ export function formatShare(value) {
 // The same at an axis, where round numbers stand.
 export const axisShare = text => text.replace(/\.0%$/, "%");
 
+// An update of a batch, whose index counts from 0, as a reader counts.
+export const updateName = index => `update ${index + 1}`;
+
 // Names of regions as words: no_signal -> no signal.
 export const words = name => name.replaceAll("_", " ");

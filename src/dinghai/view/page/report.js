@@ -1,6 +1,7 @@
 // The report: the views of one run over the data that the file itself holds.
 import { mountClip } from "./clip.js";
 import { el } from "./dom.js";
+import { updateName } from "./format.js";
 import { mountCurves, mountRegions, mountVerdict } from "./overview.js";
 import { mountSettings } from "./settings.js";
 import { printLight, sections, themeButton } from "./shell.js";
@@ -19,7 +20,7 @@ function embeddedSource(data) {
     traced: async () => data.traced,
     census: async (run, step, update) => {
       const key = [step, update].filter(one => one !== null).join("/");
-      return found(step === null && update !== null ? undefined : data.censuses[key], step === null ? "the updates of the whole run apart" : `update ${update} of step ${step} by itself`);
+      return found(step === null && update !== null ? undefined : data.censuses[key], step === null ? "the updates of the whole run apart" : `${updateName(update)} of step ${step} by itself`);
     },
     groups: async (run, step) => found(data.heads[step], `step ${step}`),
     group: async (run, step, group) => found(data.groups[`${step}/${group}`], `prompt ${group} of step ${step}`),

@@ -1,6 +1,6 @@
 // Token by token: the completions of one prompt side by side, each token in the colour of what became of it.
 import { el, makeTip } from "./dom.js";
-import { formatNumber, isNumber, words } from "./format.js";
+import { formatNumber, isNumber, updateName, words } from "./format.js";
 import { heading } from "./overview.js";
 import { fillHead, makeCard, paintCard, placeInNextLine } from "./token_cards.js";
 import { button, dropDown, filterLegend, promptTable, stepper, updateSlider } from "./token_controls.js";
@@ -115,7 +115,7 @@ export function mountTokens(host, source, run) {
 
   // --- all tokens ---------------------------------------------------------------------------------------------------
   const cardOf = id => cards.find(card => card.sample.id === id) || null;
-  const updateName = update => overview.update_names[update] || `update ${update}`;
+  const updateInBatch = update => overview.update_names[update] || updateName(update);
   const isChosen = (sample, place) => sample.id === state.sample && place === state.token;
 
   function arrange() {
@@ -203,7 +203,7 @@ export function mountTokens(host, source, run) {
     const stopped = nodes.filter((_, place) => effectOf(overview, fate, place).name === "stopped").length;
     if (stopped) facts.push(["stopped", String(stopped)]);
     if (nodes.length && nodes.every((_, place) => !isScored(fate, place))) facts.push(["never scored", ""]);
-    if (update !== state.update) facts.push(["update", String(update)]);
+    if (update !== state.update) facts.push([updateName(update), ""]);
     return facts;
   }
 
@@ -211,9 +211,9 @@ export function mountTokens(host, source, run) {
     steps.fill(traced.steps.map(one => [one.step, String(one.step)]), state.step);
     newest.hidden = !source.live || state.step === newestStep();
     newest.textContent = `newest: ${newestStep()}`;
-    updates.fill(info.updates, state.update, updateName(state.update));
+    updates.fill(info.updates, state.update, updateInBatch(state.update));
     colours.fill(Object.entries(COLOURINGS).map(([name, one]) => [name, one.label]), state.colour);
-    compare.fill([["", "nothing"], [BEFORE, "its update before"], ...info.updates.map(one => [String(one), `update ${one}`])], state.compare === null ? "" : String(state.compare));
+    compare.fill([["", "nothing"], [BEFORE, "its update before"], ...info.updates.map(one => [String(one), updateName(one)])], state.compare === null ? "" : String(state.compare));
     compare.node.hidden = info.updates.length < 2;
     prompts.fill(heads, state.group);
     const [recorded, total] = info.tokens, parts = [];
@@ -254,7 +254,7 @@ export function mountTokens(host, source, run) {
     if (card.update === null) { numbers.replaceChildren(el("p", "tk-hint", "No update has taken this completion yet.")); return; }
     const compared = [card.update, card.other].filter(update => update !== null);
     const data = { ...overview, corrected: "correction" in card.sample.updates[card.update] };
-    fillPanel(numbers, data, compared.map(update => describe(card, place, update)), compared.map(update => `update ${update}`));
+    fillPanel(numbers, data, compared.map(update => describe(card, place, update)), compared.map(updateName));
   }
 
   function hover(card, place) {
