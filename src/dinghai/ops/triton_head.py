@@ -132,10 +132,14 @@ class TritonKernel:
 
     def _reserve(self, hidden_CH: Tensor, vocabulary: int, block: int) -> None:
         rows, hidden = hidden_CH.shape
-        if self._exp_CV.shape[0] < rows or self._exp_CV.shape[1] != _aligned(vocabulary):
+        have = self._exp_CV
+        if have.shape[0] < rows or have.shape[1] != _aligned(vocabulary) or have.dtype != hidden_CH.dtype:
+            del have
+            self._exp_CV = torch.empty(0, 0)  # let go first: the two together would be twice the memory of a chunk
             self._exp_CV = hidden_CH.new_empty(rows, _aligned(vocabulary))
         elements = rows * max(block, 2 * hidden)
         if self._scratch.numel() < elements:
+            self._scratch = torch.empty(0)
             self._scratch = hidden_CH.new_empty(elements, dtype=torch.float32)
 
     def _small_sides(self, rows: int, hidden_CH: Tensor) -> tuple[Tensor, Tensor]:

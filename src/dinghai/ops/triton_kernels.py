@@ -20,7 +20,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def fold_block(
     logits_ptr: tl.tensor,  # [C, K] float32, contiguous, not yet divided by the temperature
     target_ptr: tl.tensor,  # [C] int64
@@ -91,7 +91,7 @@ def fold_block(
     tl.store(state_ptr + 4 * rows + row, shift)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def close_rows(
     target_ptr: tl.tensor,  # [C] int64
     state_ptr: tl.tensor,  # [5, C] float32
