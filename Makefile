@@ -4,8 +4,9 @@
 PYTHON ?= python3
 UV     := .uv/bin/uv
 RUN    := $(UV) run --no-sync
+PEERS  := benchmarks/peers/.venv/bin/python
 
-.PHONY: train test browser check lint types docs prove parity env env-test clean
+.PHONY: train test browser check lint types docs prove parity peers env env-test clean
 
 train: env
 	$(RUN) dinghai train
@@ -47,6 +48,13 @@ prove: env-test
 parity: parity/.venv/.synced
 	cd parity && OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 
+# The speed against the released code of others, in an environment of its own; nothing else should run meanwhile.
+peers: benchmarks/peers/.venv/.synced
+	$(PEERS) benchmarks/head.py
+	$(PEERS) benchmarks/rollout.py
+	$(PEERS) benchmarks/whole_step.py
+	$(PEERS) benchmarks/whole_step.py --curves
+
 $(UV):
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
@@ -66,5 +74,9 @@ parity/.venv/.synced: parity/uv.lock parity/pyproject.toml | $(UV)
 	$(UV) sync --project parity --locked
 	@touch $@
 
+benchmarks/peers/.venv/.synced: benchmarks/peers/uv.lock benchmarks/peers/pyproject.toml pyproject.toml | $(UV)
+	$(UV) sync --project benchmarks/peers --locked
+	@touch $@
+
 clean:
-	rm -rf .venv .uv parity/.venv
+	rm -rf .venv .uv parity/.venv benchmarks/peers/.venv

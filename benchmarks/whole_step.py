@@ -148,7 +148,7 @@ def compare_curves(folder: Path, seeds: int, steps: int, threads: int) -> bool:
     ours: list[list[float]] = []
     for seed in range(seeds):
         job = Job(
-            str(folder), steps=steps, words="short.jsonl", prompts=8, group_size=8, new_tokens=32, lr=3e-4, seed=seed,
+            str(folder), steps=steps, words="short.jsonl", prompts=8, group_size=8, new_tokens=32, lr=2e-4, seed=seed,
             threads=threads, rows=64,
         )  # fmt: skip
         theirs, own = remembered(folder / f"trl-curve-{seed}.json", job), result_of("dinghai", job)
