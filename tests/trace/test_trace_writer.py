@@ -241,6 +241,7 @@ def test_non_finite_numbers_survive(tmp_path: Path, batch: Batch) -> None:
     stored = TraceReader(tmp_path).tokens(1)
     for name in ("logp_new", "weight", "entropy"):
         assert np.array_equal(stored[name].to_numpy(), special, equal_nan=True)
+        assert stored[name].null_count == 0
 
 
 def test_two_ranks_make_one_step(tmp_path: Path, batch: Batch) -> None:
