@@ -5,6 +5,7 @@ Shapes: R rows (completions), T new tokens, V vocabulary, n rows being decoded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from dinghai.policy.model import Policy
 from dinghai.rollout.cached import CachedDecoder
 from dinghai.rollout.decode import Choose, Decoder
 from dinghai.rollout.engine import Completion, Sampling
+from dinghai.rollout.graphs import Direct, Graphs
 from dinghai.rollout.sampling import sample
 from dinghai.rollout.weights import SamplingWeights
 
@@ -34,6 +36,7 @@ class LocalEngine:
         self._policy = self._weights.policy
         reason = reason or _why_not_in_slots(self._policy)
         self.notes: list[str] = []
+        self._use_graphs = True
         self._cached: CachedDecoder | None = None
         if reason is not None:
             self.notes.append(
@@ -46,9 +49,11 @@ class LocalEngine:
     ) -> list[list[Completion]]:
         generator = torch.Generator().manual_seed(seed)
         # All random numbers are drawn at once, one for each row and position: what a row becomes does not depend on
-        # which rows it is decoded with. One position more than there are tokens, for rows that have ended.
+        # which rows it is decoded with. One row and one position more than there are, for slots whose row has ended.
         shape = len(prompts) * group_size, sampling.max_new_tokens
-        uniform_RT = torch.nn.functional.pad(torch.rand(shape, generator=generator), (0, 1)).to(self._policy.device)
+        uniform_RT = torch.nn.functional.pad(torch.rand(shape, generator=generator), (0, 1, 0, 1)).to(
+            self._policy.device
+        )
 
         def choose(logits_nV: Tensor, row_n: Tensor, position_n: Tensor) -> tuple[Tensor, Tensor]:
             return sample(logits_nV, uniform_RT[row_n, position_n], sampling)
@@ -69,7 +74,14 @@ class LocalEngine:
         self._weights.refresh()
         if self._cached is not None:
             return self._cached.decode(prompts, group_size, self._batch_size, max_new_tokens, choose)
-        return Decoder(self._policy, prompts, group_size, self._batch_size, max_new_tokens, choose).run()
+        runner = Graphs() if self._policy.device.type == "cuda" and self._use_graphs else Direct()
+        rows = Decoder(self._policy, prompts, group_size, self._batch_size, max_new_tokens, choose, runner).run()
+        if isinstance(runner, Graphs) and runner.failure is not None:
+            self._use_graphs = False
+            note = f"rollout: decoding steps are not captured as CUDA graphs, which is slower: {runner.failure}"
+            self.notes.append(note)
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
+        return rows
 
 
 def _why_not_in_slots(policy: Policy) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dinghai.rollout.graphs import StepShape
 from dinghai.rollout.memory import Memory
 
 # Scores that attention must not see. Finite, so that a row of nothing else gives weights instead of NaN; they vanish
@@ -57,20 +58,18 @@ class SlotAttention:
     prompt_length_q: of the prompt in each room
     column_n:        the row's own column that its token is written to
     length_n:        of the prompt that each row belongs to
-    width, t:        columns of prompts, and of rows, that anything is seen in
-    even:            whether all rows write to column t - 1
+    width:           columns of prompts that anything is seen in
     """
 
     prompts: Memory
     own: Memory
+    shape: StepShape
     place_n: Tensor
     slot_G: Tensor
     prompt_length_q: Tensor
     column_n: Tensor
     length_n: Tensor
     width: int
-    t: int
-    even: bool
 
     def __post_init__(self) -> None:
         self._masks: dict[int | None, tuple[Tensor, Tensor | None]] = {}
@@ -78,12 +77,12 @@ class SlotAttention:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
     ) -> Tensor:
-        n, q, t, k = query.shape[2], len(self.prompt_length_q), self.t, key.shape[1]
-        g, r, d = len(self.slot_G) // q, query.shape[1] // k, query.shape[3]
+        n, t, q, g = self.shape.n, self.shape.t, self.shape.q, self.shape.g
+        k, r, d = key.shape[1], query.shape[1] // key.shape[1], query.shape[3]
         kept_key, kept_value = self.own.of(layer, key, value)
         self._write(kept_key[:n], key)
         self._write(kept_value[:n], value)
-        prompt_mask, own_mask = self._masks_of(sliding_window, n, q, g)
+        prompt_mask, own_mask = self._masks_of(sliding_window)
 
         query_nkrd = query[0].transpose(0, 1).to(kept_key.dtype).contiguous().view(n, k, r, d)
         query_qkGd = (
@@ -105,23 +104,22 @@ class SlotAttention:
     def _write(self, kept: Tensor, read: Tensor) -> None:
         """[1, k, n, d] to the column of each row."""
         read = read[0].transpose(0, 1).to(kept.dtype)
-        if self.even:
-            kept[:, :, self.t - 1] = read
+        if self.shape.even:
+            kept[:, :, self.shape.t - 1] = read
         else:
             column_nk1d = self.column_n[:, None, None, None].expand(*read.shape[:2], 1, read.shape[2])
             kept.scatter_(2, column_nk1d, read[:, :, None])
 
-    def _masks_of(self, window: int | None, n: int, q: int, g: int) -> tuple[Tensor, Tensor | None]:
+    def _masks_of(self, window: int | None) -> tuple[Tensor, Tensor | None]:
         """What is added to the scores: [q, 1 or g, P] and, where it is not all 0, [n, t]. Made once a step."""
         if window not in self._masks:
             device = self.length_n.device
             column_P = torch.arange(self.width, device=device)
             hidden_qgP = (column_P >= self.prompt_length_q[:, None])[:, None]
-            column_t = torch.arange(self.t, device=device)
-            distance_nt = self.column_n[:, None] - column_t
-            own = None if self.even else distance_nt < 0
+            distance_nt = self.column_n[:, None] - torch.arange(self.shape.t, device=device)
+            own = None if self.shape.even else distance_nt < 0
             if window is not None:
-                position_qg1 = (self.length_n + self.column_n)[self.slot_G].view(q, g, 1)
+                position_qg1 = (self.length_n + self.column_n)[self.slot_G].view(self.shape.q, self.shape.g, 1)
                 hidden_qgP = hidden_qgP | (position_qg1 - column_P >= window)
                 own = (distance_nt >= window) | (distance_nt < 0)
             self._masks[window] = _added(hidden_qgP), None if own is None else _added(own)
