@@ -127,14 +127,15 @@ class TritonKernel:
             else:
                 grad_hidden_CH.index_copy_(0, source_R, scaled_RH)
             if weight_grad_VH is not None:
-                torch.mul(_take(hidden_CH, source_R), factor_R[:, None], out=scaled_RH)
+                if source_R is not None:
+                    hidden_CH = torch.index_select(hidden_CH, 0, source_R, out=scaled_RH)
+                torch.mul(hidden_CH, factor_R[:, None], out=scaled_RH)
                 add_product(weight_grad_VH, grad_RV.t(), scaled_RH)
 
     def _reserve(self, hidden_CH: Tensor, vocabulary: int, block: int) -> None:
         rows, hidden = hidden_CH.shape
-        have = self._exp_CV
-        if have.shape[0] < rows or have.shape[1] != _aligned(vocabulary) or have.dtype != hidden_CH.dtype:
-            del have
+        held, columns = self._exp_CV.shape
+        if held < rows or columns != _aligned(vocabulary) or self._exp_CV.dtype != hidden_CH.dtype:
             self._exp_CV = torch.empty(0, 0)  # let go first: the two together would be twice the memory of a chunk
             self._exp_CV = hidden_CH.new_empty(rows, _aligned(vocabulary))
         elements = rows * max(block, 2 * hidden)
