@@ -75,10 +75,11 @@ def fold_block(
     exp_row_ptr = exp_ptr + row * exp_stride
     if largest - shift > LARGEST_EXPONENT:
         factor = tl.exp(shift - finite_largest)
-        for start in range(0, first_column, BLOCK):
-            stored = tl.load(exp_row_ptr + start + column, mask=start + column < first_column).to(tl.float32)
-            scaled = (stored * factor).to(exp_ptr.dtype.element_ty)
-            tl.store(exp_row_ptr + start + column, scaled, mask=start + column < first_column)
+        start = 0
+        while start < first_column:
+            stored = tl.load(exp_row_ptr + start + column).to(tl.float32)
+            tl.store(exp_row_ptr + start + column, (stored * factor).to(exp_ptr.dtype.element_ty))
+            start += BLOCK
         shift = largest
     finite_shift = tl.where(shift == float("-inf"), 0.0, shift)
     e *= tl.exp(finite_largest - finite_shift)
