@@ -1,87 +1,83 @@
 """Attention of a packed row: a prompt attends to itself, each of its completions to the prompt and to itself.
 
-Shapes: M packed positions, P prompts, C completions of a bucket, L longest prompt, T longest completion, d size of a
-head.
+Linear layers never see padding; here alone spans of similar length are padded to blocks, so that torch's own attention
+can be used, forwards and backwards. A completion's keys lie behind a copy of its prompt's.
+
+Shapes: M packed positions, C spans of a block, T the longest of them, K = T, or L + T with prompts of at most L tokens
+before them, d size of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from dinghai.policy.sequences import PackedBatch, Span
-
-
-@dataclass(frozen=True)
-class Block:
-    """Spans of similar lengths as the rows of one padded attention, queries against keys.
-
-    query_index:     position of the row that each query is, [C * T]; padding repeats another
-    key_index:       position of the row that each key is, [C * (L + T)]
-    query_position:  place of each query in its sequence, [C, T]
-    key_position:    place of each key in its sequence, [C, L + T]; a padded key has one that no query reaches
-    kept:            which of the [C * T] queries are real, and their positions of the row
-    """
-
-    rows: int
-    query_index: Tensor
-    key_index: Tensor
-    query_position: Tensor
-    key_position: Tensor
-    kept: Tensor
-    place: Tensor
-    causal: bool
-
-    def mask(self, sliding_window: int | None) -> Tensor | None:
-        """True where a query sees a key, [C, 1, T, L + T]; None where the plain causal mask is meant."""
-        if self.causal and (sliding_window is None or sliding_window >= self.query_position.shape[1]):
-            return None
-        distance = self.query_position[:, :, None] - self.key_position[:, None, :]
-        seen = distance >= 0
-        if sliding_window is not None:
-            seen &= distance < sliding_window
-        return seen[:, None]
-
+from dinghai.policy.sequences import PackedBatch, Span, by_length
 
 UNREACHED = 2**40  # the place of a padded key: behind every query
 
 
+@dataclass(frozen=True)
+class Block:
+    """Spans of similar length as the rows of one padded attention, queries against keys.
+
+    query_CT:          position of the packed row that each query is; padding repeats the last
+    key_CK:            position of the packed row that each key is
+    query_position_CT: place of each query in its sequence
+    key_position_CK:   place of each key in its sequence; a padded key has one that no query reaches
+    lengths:           of the spans
+    """
+
+    query_CT: Tensor
+    key_CK: Tensor
+    query_position_CT: Tensor
+    key_position_CK: Tensor
+    lengths: list[int]
+
+    def mask(self, sliding_window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """0 where a query sees a key and -inf elsewhere, [C, 1, T, K]; None where the plain causal mask is meant."""
+        if sliding_window is None and self.key_CK is self.query_CT:
+            return None
+        distance_CTK = self.query_position_CT[:, :, None] - self.key_position_CK[:, None, :]
+        unseen_CTK = distance_CTK < 0
+        if sliding_window is not None:
+            unseen_CTK |= distance_CTK >= sliding_window
+        mask_CTK = torch.zeros(unseen_CTK.shape, dtype=dtype, device=unseen_CTK.device)
+        return mask_CTK.masked_fill_(unseen_CTK, float("-inf"))[:, None]
+
+
+def _padded_places(spans: Sequence[Span], device: torch.device) -> Tensor:
+    """Positions of the packed row, span under span, the last of each repeated to the width of the longest."""
+    start = torch.tensor([s.start for s in spans], device=device)
+    last = torch.tensor([s.length - 1 for s in spans], device=device)
+    along = torch.arange(max(s.length for s in spans), device=device)
+    return start[:, None] + torch.minimum(along, last[:, None])
+
+
 def prompt_block(prompts: Sequence[Span], device: torch.device) -> Block:
     """Prompts padded on the right, each attending to itself."""
-    width = max(span.length for span in prompts)
-    index = torch.tensor([[s.start + min(t, s.length - 1) for t in range(width)] for s in prompts], device=device)
-    real = torch.tensor([[t < s.length for t in range(width)] for s in prompts], device=device).flatten()
-    position = torch.arange(width, device=device).expand(len(prompts), width)
-    kept = real.nonzero()[:, 0]
-    flat = index.flatten()
-    return Block(len(prompts), flat, flat, position, position, kept, flat[kept], causal=True)
+    place_CT = _padded_places(prompts, device)
+    position_CT = torch.arange(place_CT.shape[1], device=device).expand(place_CT.shape)
+    return Block(place_CT, place_CT, position_CT, position_CT, [p.length for p in prompts])
 
 
 def completion_block(completions: Sequence[Span], prompts: Sequence[Span], device: torch.device) -> Block:
     """Completions padded on the right, each attending to its prompt and itself."""
-    before, width = max(s.length for s in prompts), max(s.length for s in completions)
-    own = torch.tensor([[c.start + min(t, c.length - 1) for t in range(width)] for c in completions], device=device)
-    theirs = torch.tensor([[p.start + min(t, p.length - 1) for t in range(before)] for p in prompts], device=device)
-    real = torch.tensor([[t < c.length for t in range(width)] for c in completions], device=device).flatten()
-    length = torch.tensor([p.length for p in prompts], device=device)
-    position = length[:, None] + torch.arange(width, device=device)
-    of_prompt = torch.arange(before, device=device).expand(len(prompts), before)
-    of_prompt = torch.where(of_prompt < length[:, None], of_prompt, UNREACHED)
-    kept = real.nonzero()[:, 0]
-    flat = own.flatten()
+    own_CT, theirs_CL = _padded_places(completions, device), _padded_places(prompts, device)
+    length = torch.tensor([p.length for p in prompts], device=device)[:, None]
+    own_position_CT = length + torch.arange(own_CT.shape[1], device=device)
+    along = torch.arange(theirs_CL.shape[1], device=device)
     return Block(
-        rows=len(completions),
-        query_index=flat,
-        key_index=torch.cat([theirs, own], 1).flatten(),
-        query_position=position,
-        key_position=torch.cat([of_prompt, position], 1),
-        kept=kept,
-        place=flat[kept],
-        causal=False,
+        query_CT=own_CT,
+        key_CK=torch.cat([theirs_CL, own_CT], 1),
+        query_position_CT=own_position_CT,
+        key_position_CK=torch.cat([torch.where(along < length, along, UNREACHED), own_position_CT], 1),
+        lengths=[c.length for c in completions],
     )
 
 
@@ -90,46 +86,58 @@ class PackedAttention:
 
     def __init__(self, batch: PackedBatch) -> None:
         device = batch.input_ids_M.device
-        self._blocks = [prompt_block(batch.prompts, device)] if batch.prompts else []
-        of = [(c, batch.prompts[p]) for c, p in zip(batch.completions, batch.prompt_of, strict=True) if c.length]
-        for bucket in _buckets(of):
-            self._blocks.append(completion_block([c for c, _ in bucket], [p for _, p in bucket], device))
-        self._masks: dict[int | None, list[Tensor | None]] = {}
-        # Where each position of the row comes to lie among the queries of all blocks.
-        place = torch.cat([block.place for block in self._blocks])
-        self._back = torch.empty_like(place)
-        self._back[place] = torch.arange(len(place), device=device)
+        read = [(c, batch.prompts[p]) for c, p in zip(batch.completions, batch.prompt_of, strict=True) if c.length]
+        prompt_at = {completion.start: prompt for completion, prompt in read}
+        self._blocks = [prompt_block(prompts, device) for prompts in by_length(batch.prompts)]
+        for completions in by_length([completion for completion, _ in read]):
+            self._blocks.append(completion_block(completions, [prompt_at[c.start] for c in completions], device))
+        self._longest = max(int(block.query_position_CT.max()) for block in self._blocks) + 1
+        self._masks: dict[tuple[int | None, torch.dtype], list[Tensor | None]] = {}
+        # All blocks' queries and keys are taken at once: each taking costs the backward pass a whole row of zeros.
+        self._query_places = torch.cat([block.query_CT.flatten() for block in self._blocks])
+        self._key_places = torch.cat([block.key_CK.flatten() for block in self._blocks])
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
     ) -> Tensor:
-        if sliding_window not in self._masks:
-            self._masks[sliding_window] = [block.mask(sliding_window) for block in self._blocks]
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [M, heads, d]
+        if sliding_window is not None and sliding_window >= self._longest:
+            sliding_window = None
+        masks = self._masks_for(sliding_window, query.dtype)
+        places = (self._query_places, self._key_places, self._key_places)
+        taken = [
+            x[0].transpose(0, 1).index_select(0, place) for x, place in zip((query, key, value), places, strict=True)
+        ]
+        queries = taken[0].split([block.query_CT.numel() for block in self._blocks])
+        keys, values = (x.split([block.key_CK.numel() for block in self._blocks]) for x in taken[1:])
         pieces = []
-        for block, mask in zip(self._blocks, self._masks[sliding_window], strict=True):
-            q = query.index_select(0, block.query_index).unflatten(0, (block.rows, -1))
-            k = key.index_select(0, block.key_index).unflatten(0, (block.rows, -1))
-            v = value.index_select(0, block.key_index).unflatten(0, (block.rows, -1))
+        for *qkv, mask, block in zip(queries, keys, values, masks, self._blocks, strict=True):
+            q, k, v = (x.unflatten(0, (len(block.lengths), -1)).transpose(1, 2) for x in qkv)
             out = scaled_dot_product_attention(
-                q.transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
+                q,
+                k,
+                v,
                 attn_mask=mask,
                 is_causal=mask is None,
                 scale=scaling,
-                enable_gqa=q.shape[2] != k.shape[2],
+                enable_gqa=query.shape[1] != key.shape[1],
             )
-            pieces.append(out.transpose(1, 2).flatten(0, 1).index_select(0, block.kept))
-        return torch.cat(pieces).index_select(0, self._back)[None]
+            pieces.append(out.transpose(1, 2).flatten(0, 1))
+        return torch.cat(pieces).index_select(0, self._back_M)[None]
 
+    @cached_property
+    def _back_M(self) -> Tensor:
+        """Where each position of the row lies among the queries of all blocks, of which padding is left out."""
+        real = torch.cat(
+            [
+                (torch.arange(block.query_CT.shape[1]) < torch.tensor(block.lengths)[:, None]).flatten()
+                for block in self._blocks
+            ]
+        )
+        kept = real.nonzero()[:, 0].to(self._query_places.device)
+        return torch.empty_like(kept).index_copy_(0, self._query_places[kept], kept)
 
-def _buckets(of: list[tuple[Span, Span]]) -> list[list[tuple[Span, Span]]]:
-    """Completions of similar length, so that little of the attention is padding."""
-    buckets: list[list[tuple[Span, Span]]] = []
-    for pair in sorted(of, key=lambda pair: pair[0].length):
-        if buckets and pair[0].length <= max(1.25 * buckets[-1][0][0].length, 8):
-            buckets[-1].append(pair)
-        else:
-            buckets.append([pair])
-    return buckets
+    def _masks_for(self, sliding_window: int | None, dtype: torch.dtype) -> list[Tensor | None]:
+        """The blocks' masks; None for a window means all that comes before."""
+        if (sliding_window, dtype) not in self._masks:
+            self._masks[sliding_window, dtype] = [block.mask(sliding_window, dtype) for block in self._blocks]
+        return self._masks[sliding_window, dtype]

@@ -12,6 +12,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+WIDENING = 1.25  # the longest span of a bucket over its shortest: more would be padding, less would be more calls
+NARROW = 8  # spans up to this length share a bucket
+
 
 @dataclass(frozen=True)
 class TokenSequence:
@@ -56,6 +59,17 @@ class Span:
 
     start: int
     length: int
+
+
+def by_length(spans: list[Span]) -> list[list[Span]]:
+    """Spans of similar length together, so that little of the attention is padding."""
+    buckets: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: (span.length, span.start)):
+        if buckets and span.length <= max(WIDENING * buckets[-1][0].length, NARROW):
+            buckets[-1].append(span)
+        else:
+            buckets.append([span])
+    return buckets
 
 
 @dataclass(frozen=True)
