@@ -35,7 +35,7 @@ CHUNK_ROW_BYTES = 96 * 4  # of one column of a chunk, at least: 96 rows of float
 # Logits over which the passes run one after the other.
 BLOCK_ELEMENTS = 2**18
 # Tokens of the vocabulary in one product of those that read or write [V, H] piece by piece.
-VOCABULARY_BLOCK = 2048
+VOCABULARY_BLOCK = 1024
 # exp of anything less is 0 in float32, so that a log-probability may be cut off here where it meets its probability.
 LEAST_LOGP = -104.0
 
