@@ -33,7 +33,13 @@ pytestmark = QUIET
 SHORT = {
     "run": {"steps": 1},
     "cold_start": {"steps": 0},
-    "update": {"epochs": 3, "minibatches": 1, "lr": 0.003, "micro_batch_tokens": 64},
+    "update": {
+        "epochs": 3,
+        "minibatches": 1,
+        "lr": 0.003,
+        "micro_batch_tokens": 64,
+        "shortcuts": {"skip_no_signal": False},  # what is never scored is never decided on: see test_shortcuts.py
+    },
     "evaluation": {"every": 100},
 }
 MISMATCH = {"rollout": {"top_p": 0.7}}  # the engine's probabilities are the trainer's over 0.7 and a little more
