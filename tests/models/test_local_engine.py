@@ -15,13 +15,15 @@ import pytest
 import torch
 from tiny_models import CONFIGS, END, load_tiny, random_prompts
 
-from dinghai.policy.attention import current
+from dinghai.policy.attention import current, install
 from dinghai.policy.model import Policy
 from dinghai.policy.scoring import TokenSequence, score
-from dinghai.rollout.decode import DROP_SHARE
+from dinghai.rollout.decode import DROP_SHARE, Decoder
 from dinghai.rollout.engine import Completion, Sampling
+from dinghai.rollout.graphs import Direct
 from dinghai.rollout.local import LocalEngine
 from dinghai.rollout.patterns import PromptAttention
+from dinghai.rollout.sampling import sample
 
 
 @pytest.fixture
@@ -209,6 +211,31 @@ def test_an_architecture_that_cannot_be_decoded_in_slots_is_named(
         [note] = notes
         assert note.startswith("rollout: completions are decoded through the cache of transformers, which is slower: ")
         assert "For" in note, "the class of the model"
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3", "mistral-sliding"])
+@pytest.mark.parametrize("capacity", [3, 11, 64])
+def test_steps_of_rounded_shapes_draw_the_same(
+    architecture: str, capacity: int, tiny_folder: Callable[[str], Path]
+) -> None:
+    """As they are run on a GPU, where they are replayed: rows and columns that are too many are hidden, and rows that
+    ended are noticed late."""
+    policy = load_tiny(tiny_folder(architecture))
+    assert install(policy.model) is None
+    likeliest(policy, END, 3.0)
+    prompts, uniform_RT = random_prompts(5, 19, 7, 1), torch.rand(17, 15, generator=torch.Generator().manual_seed(0))
+
+    def choose(logits_nV: torch.Tensor, row_n: torch.Tensor, at_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return sample(logits_nV, uniform_RT[row_n, at_n], Sampling())
+
+    exact, rounded = (
+        Decoder(policy, prompts, 4, capacity, 14, choose, runner).run()
+        for runner in (Direct(), Direct(static=True, checked_every=4))
+    )
+    assert [c.token_ids for c in rounded] == [c.token_ids for c in exact]
+    assert len({len(c.token_ids) for c in exact}) > 3
+    for one, other in zip(rounded, exact, strict=True):
+        np.testing.assert_allclose(one.logp_sampler, other.logp_sampler, atol=1e-5)
 
 
 def test_weights_of_another_precision_follow_the_policy(policy: Policy) -> None:

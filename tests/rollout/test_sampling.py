@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from dinghai.rollout.engine import Sampling
-from dinghai.rollout.sampling import draw, sampler_log_probs
+from dinghai.rollout.sampling import BLOCK, draw, sample, sampler_log_probs
 
 ALMOST_ONE = 1 - 2**-24  # the largest float32 below 1
 
@@ -104,3 +104,40 @@ def test_draws_stay_in_the_truncated_support(sampling: Sampling) -> None:
     logp_RV = sampler_log_probs(random_logits(2000), sampling)
     token_R = draw(logp_RV, torch.rand(2000, generator=torch.Generator().manual_seed(0)))
     assert logp_RV.gather(1, token_R[:, None]).isfinite().all()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 5 * BLOCK + 7])
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_the_fused_draw_is_the_inverse_of_the_distribution_function(vocabulary: int, temperature: float) -> None:
+    """Against a search in the whole cumulative sum in float64; within rounding of a step it may fall either way."""
+    logits_RV, n = random_logits(1, vocabulary), 4000
+    uniform_R = torch.rand(n, generator=torch.Generator().manual_seed(2))
+    token_R, logp_R = sample(logits_RV.repeat(n, 1), uniform_R, Sampling(temperature))
+    exact_V = (logits_RV[0].double() / temperature).log_softmax(-1)
+    cumulative_V = exact_V.exp().cumsum(-1)
+    expected_R = torch.searchsorted(cumulative_V, uniform_R.double(), right=True).clamp_max(vocabulary - 1)
+    near_R = (cumulative_V - uniform_R.double()[:, None]).abs().amin(-1) < 1e-6
+    assert torch.equal(token_R[~near_R], expected_R[~near_R])
+    assert near_R.float().mean() < 0.05 or vocabulary == 1
+    torch.testing.assert_close(logp_R, exact_V[token_R].float(), atol=2e-6, rtol=0)
+
+
+def test_fused_draws_follow_the_softmax() -> None:
+    """Chi-square of 200,000 draws from three blocks of tokens, in ten groups; beyond 27.9: one in a thousand."""
+    logits_V = random_logits(1, 3 * BLOCK - 5)[0]
+    n = 200_000
+    uniform_R = torch.rand(n, generator=torch.Generator().manual_seed(3))
+    token_R = torch.cat([sample(logits_V.repeat(len(u), 1), u, Sampling())[0] for u in uniform_R.split(20_000)])
+    p_V = logits_V.softmax(-1)
+    group_V = torch.randperm(len(p_V), generator=torch.Generator().manual_seed(4)) % 10
+    expected_G = n * torch.zeros(10).index_add(0, group_V, p_V)
+    counts_G = group_V[token_R].bincount(minlength=10)
+    assert ((counts_G - expected_G) ** 2 / expected_G).sum() < 27.9
+
+
+def test_bfloat16_logits_are_drawn_from_in_float32() -> None:
+    logits_RV, uniform_R = random_logits().bfloat16(), torch.rand(50)
+    token_R, logp_R = sample(logits_RV.clone(), uniform_R, Sampling(0.7))
+    assert logp_R.dtype == torch.float32
+    assert torch.equal(token_R, sample(logits_RV.float(), uniform_R, Sampling(0.7))[0])
+    torch.testing.assert_close(logp_R, (logits_RV.float() / 0.7).log_softmax(-1).gather(1, token_R[:, None])[:, 0])

@@ -33,7 +33,10 @@ Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Decoder:
-    """One call: `group_size` completions of each of `prompts`, at most `capacity` at once."""
+    """One call: `group_size` completions of each of `prompts`, at most `capacity` at once.
+
+    The policy's model must ask patterns for its attention (`dinghai.policy.attention.install`).
+    """
 
     def __init__(
         self,
