@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ class Job:
     threads: int = 2
     dtype: str = "float32"
     rollouts: str | None = None
-    rows: int = 256
+    rows: int = 32
 
     @property
     def completions(self) -> int:
@@ -65,6 +66,7 @@ class Result:
     lr: list[float] = field(default_factory=list)
     updates: int = 0
     initial_weights: str = ""
+    peak_gb: float = 0.0  # resident memory of the process at its largest
 
     def tick(self) -> None:
         """A step begins, or the last one has ended."""
@@ -95,4 +97,5 @@ def given() -> tuple[Job, Path]:
 
 
 def leave(result: Result, path: Path) -> None:
+    result.peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     path.write_text(json.dumps(asdict(result)), encoding="utf-8")
