@@ -210,7 +210,9 @@ class Decoder:
         lengths = [len(self._prompts[p]) for p in slots.prompt_of_room]
         self._prompt_length_Q[: grid.q] = self._index(lengths)
         self._width = self._prompt_memory.columns if static else max(lengths, default=0)
-        # Slots that are not in use may be decoded all the same, to fill a bucket.
+        # Slots and rooms that are not in use may be read all the same, to fill a bucket.
+        self._slot_G[grid.q * grid.g :] = 0
+        self._prompt_length_Q[grid.q :] = 0
         self._row_S[n:] = self._rows
         self._alive_S[n:] = False
         self._place_S[n:] = 0
