@@ -50,7 +50,7 @@ GRID = 2.0**-30
 
 def on_grid(x: Tensor) -> Tensor:
     """x in float64, rounded to the nearest multiple of 2^-30."""
-    return (x.double() / GRID).round() * GRID
+    return (x.double() / GRID).round_().mul_(GRID)
 
 
 @dataclass(frozen=True)
