@@ -110,8 +110,11 @@ class PackedAttention:
         queries = taken[0].split([block.query_CT.numel() for block in self._blocks])
         keys, values = (x.split([block.key_CK.numel() for block in self._blocks]) for x in taken[1:])
         pieces = []
+        sharing = query.shape[1] // key.shape[1]  # heads that share keys and values
         for *qkv, mask, block in zip(queries, keys, values, masks, self._blocks, strict=True):
             q, k, v = (x.unflatten(0, (len(block.lengths), -1)).transpose(1, 2) for x in qkv)
+            if sharing > 1 and mask is not None:  # with both, CUDA devices would compute it in the plainest way
+                k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
             out = scaled_dot_product_attention(
                 q,
                 k,
@@ -119,7 +122,7 @@ class PackedAttention:
                 attn_mask=mask,
                 is_causal=mask is None,
                 scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
+                enable_gqa=sharing > 1 and mask is None,
             )
             pieces.append(out.transpose(1, 2).flatten(0, 1))
         return torch.cat(pieces).index_select(0, self._back_M)[None]
