@@ -31,9 +31,9 @@ from dinghai.ops.chunk import Fold
 
 # The logits of a chunk fit a last-level cache, unless that makes so few rows that its products would be slow.
 CHUNK_ELEMENTS = 2**21
-CHUNK_ROW_BYTES = 96 * 4  # of one column of a chunk, at least: 96 rows of float32, 192 of bfloat16
+CHUNK_ROW_BYTES = 128 * 4  # of one column of a chunk, at least: 128 rows of float32, 256 of bfloat16
 # Logits over which the passes run one after the other.
-BLOCK_ELEMENTS = 2**18
+BLOCK_ELEMENTS = 2**16
 # Tokens of the vocabulary in one product of those that read or write [V, H] piece by piece.
 VOCABULARY_BLOCK = 1024
 # exp of anything less is 0 in float32, so that a log-probability may be cut off here where it meets its probability.
