@@ -133,7 +133,7 @@ def compare_time(folder: Path, rounds: int, steps: int, rows: int, threads: int)
             flush=True,
         )
     held = {name: seconds["TRL"] / seconds[name] >= FASTER for name in seconds if name != "TRL"}
-    print("\n" + " ".join(f"{name}: {verdict(ok, f'at least {FASTER:g} x')}" for name, ok in held.items()) + "\n")
+    print("\n" + "\n".join(f"{name}. {verdict(ok, f'at least {FASTER:g} x')}" for name, ok in held.items()) + "\n")
     return all(held.values())
 
 
