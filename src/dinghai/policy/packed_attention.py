@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from dinghai.policy.sequences import PackedBatch, Span, by_length
 
 UNREACHED = 2**40  # the place of a padded key: behind every query
+NOTHING = Span(0, 0)
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,24 @@ def _padded_places(spans: Sequence[Span], device: torch.device) -> Tensor:
     return start[:, None] + torch.minimum(along, last[:, None])
 
 
-def prompt_block(prompts: Sequence[Span], device: torch.device) -> Block:
-    """Prompts padded on the right, each attending to itself."""
-    place_CT = _padded_places(prompts, device)
-    position_CT = torch.arange(place_CT.shape[1], device=device).expand(place_CT.shape)
-    return Block(place_CT, place_CT, position_CT, position_CT, [p.length for p in prompts])
+def whole_block(sequences: Sequence[tuple[Span, Span]], device: torch.device) -> Block:
+    """Prompts, each with the only completion that follows it if any, padded on the right; plainly causal."""
+    lengths = [prompt.length + completion.length for prompt, completion in sequences]
+    prompt_start, prompt_length, start, length = (
+        torch.tensor(column, device=device)[:, None]
+        for column in zip(*((p.start, p.length, c.start, c.length) for p, c in sequences), strict=True)
+    )
+    along = torch.arange(max(lengths), device=device)
+    last = prompt_length + length - 1
+    within = torch.minimum(along, last)
+    place_CT = torch.where(within < prompt_length, prompt_start + within, start + within - prompt_length)
+    position_CT = along.expand(place_CT.shape)
+    return Block(place_CT, place_CT, position_CT, position_CT, lengths)
 
 
-def completion_block(completions: Sequence[Span], prompts: Sequence[Span], device: torch.device) -> Block:
-    """Completions padded on the right, each attending to its prompt and itself."""
+def completion_block(sequences: Sequence[tuple[Span, Span]], device: torch.device) -> Block:
+    """Completions (second) padded on the right, each attending to its prompt (first) and itself."""
+    prompts, completions = zip(*sequences, strict=True)
     own_CT, theirs_CL = _padded_places(completions, device), _padded_places(prompts, device)
     length = torch.tensor([p.length for p in prompts], device=device)[:, None]
     own_position_CT = length + torch.arange(own_CT.shape[1], device=device)
@@ -86,11 +96,23 @@ class PackedAttention:
 
     def __init__(self, batch: PackedBatch) -> None:
         device = batch.input_ids_M.device
-        read = [(c, batch.prompts[p]) for c, p in zip(batch.completions, batch.prompt_of, strict=True) if c.length]
-        prompt_at = {completion.start: prompt for completion, prompt in read}
-        self._blocks = [prompt_block(prompts, device) for prompts in by_length(batch.prompts)]
-        for completions in by_length([completion for completion, _ in read]):
-            self._blocks.append(completion_block(completions, [prompt_at[c.start] for c in completions], device))
+        completions_of: list[list[Span]] = [[] for _ in batch.prompts]
+        for completion, number in zip(batch.completions, batch.prompt_of, strict=True):
+            if completion.length:
+                completions_of[number].append(completion)
+        # A prompt with a single completion is a sequence like any other; one with several is read for itself.
+        whole = [
+            (prompt, own[0] if len(own) == 1 else NOTHING)
+            for prompt, own in zip(batch.prompts, completions_of, strict=True)
+        ]
+        shared = [
+            (prompt, completion)
+            for prompt, own in zip(batch.prompts, completions_of, strict=True)
+            for completion in own
+            if len(own) > 1
+        ]
+        self._blocks = [whole_block(some, device) for some in by_length(whole, lambda w: w[0].length + w[1].length)]
+        self._blocks += [completion_block(some, device) for some in by_length(shared, lambda s: s[1].length)]
         self._longest = max(int(block.query_position_CT.max()) for block in self._blocks) + 1
         self._masks: dict[tuple[int | None, torch.dtype], list[Tensor | None]] = {}
         # All blocks' queries and keys are taken at once: each taking costs the backward pass a whole row of zeros.

@@ -5,15 +5,18 @@ Shapes: B sequences, S padded positions, M packed positions, N completion tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-WIDENING = 1.25  # the longest span of a bucket over its shortest: more would be padding, less would be more calls
-NARROW = 8  # spans up to this length share a bucket
+WIDENING = 1.25  # the longest of a bucket over its shortest: more would be padding, less would be more calls
+NARROW = 8  # what is up to this length shares a bucket
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,14 @@ class Span:
     length: int
 
 
-def by_length(spans: list[Span]) -> list[list[Span]]:
-    """Spans of similar length together, so that little of the attention is padding."""
-    buckets: list[list[Span]] = []
-    for span in sorted(spans, key=lambda span: (span.length, span.start)):
-        if buckets and span.length <= max(WIDENING * buckets[-1][0].length, NARROW):
-            buckets[-1].append(span)
+def by_length(items: Sequence[Item], length: Callable[[Item], int]) -> list[list[Item]]:
+    """Items of similar length together, the shortest first, so that little of what is padded is padding."""
+    buckets: list[list[Item]] = []
+    for item in sorted(items, key=length):
+        if buckets and length(item) <= max(WIDENING * length(buckets[-1][0]), NARROW):
+            buckets[-1].append(item)
         else:
-            buckets.append([span])
+            buckets.append([item])
     return buckets
 
 
