@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dinghai.policy.model import Policy
 
 # (prompt, its completions' lengths): unequal, one of a single token, so that what is mixed up shows.
-PROBE = ((5, (3, 6)), (2, (4, 1)), (3, (2,)))
+PROBE = ((5, (3, 6)), (2, (4, 1, 3)), (3, (2,)))
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative, in the norm; far above rounding
 COARSE_TOLERANCE = 5e-2  # of any other dtype
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
