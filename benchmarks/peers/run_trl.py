@@ -46,8 +46,8 @@ def prompts_of(job: Job) -> list[str]:
 
 
 def config_of(job: Job) -> GRPOConfig:
-    """The fastest of TRL on a CPU: 8 and 32 rows a pass take the same time, and its continuous batching, meant for GPUs,
-    samples several times slower than `generate`. No logs, no checkpoints, no recomputed activations.
+    """The fastest of TRL on a CPU: 8 and 32 rows a pass take the same time, and its continuous batching, meant for
+    GPUs, samples several times slower than `generate`. No logs, no checkpoints, no recomputed activations.
     """
     parts = job.completions // job.rows
     return GRPOConfig(
