@@ -153,6 +153,19 @@ def test_kl_to_old_is_of_tokens_even_where_the_ratio_is_of_sequences() -> None:
     assert token["ratio_mean"] != sequence["ratio_mean"]
 
 
+def test_kl_to_the_reference_is_of_all_tokens_and_kl_to_the_old_policy_of_those_with_a_signal() -> None:
+    """The penalty acts on tokens without a signal too; what the rule met is of those that it acts on."""
+    logp_old_BT, mask_BT = torch.full((2, 3), -1.0), torch.ones(2, 3, dtype=torch.bool)
+    logp_new_BT = logp_old_BT + torch.tensor([[0.5], [0.0]])
+    advantage_B = torch.tensor([0.0, 1.0])
+    policy_loss = PolicyLoss("grpo", kl="k1")
+    metrics = policy_loss(
+        logp_new=logp_new_BT, logp_old=logp_old_BT, advantage=advantage_B, mask=mask_BT, logp_ref=logp_old_BT
+    ).stats.metrics()
+    assert metrics["kl_ref_k1"] == 0.25
+    assert metrics["kl_old_new_k1"] == 0.0
+
+
 def test_on_policy_numbers_are_exact() -> None:
     batch = random_batch(dtype=torch.float32)
     arguments = batch.padded() | {"logp_old": batch.logp_new_BT}
@@ -176,14 +189,15 @@ def test_fractions_of_no_signal_are_zero() -> None:
 
 
 def test_what_tokens_without_an_advantage_hold_changes_no_statistic() -> None:
-    """So it changes none whether they are scored."""
-    policy_loss = PolicyLoss("grpo", kl="k3")
+    """So it changes none whether they are scored; with a reference, whose penalty acts on them, they always are."""
+    policy_loss = PolicyLoss("grpo")
     arguments = random_batch(rows=9, length=9).packed()
+    del arguments["logp_ref"]
     silent_B = torch.arange(9) % 3 == 0
     arguments["advantage"] = arguments["advantage"].masked_fill(silent_B, 0.0)
     other = dict(arguments)
     silent_N = torch.repeat_interleave(silent_B, arguments["cu_seqlens"].diff())
-    for name, value in (("logp_new", -3.0), ("logp_old", -0.1), ("logp_ref", float("nan"))):
+    for name, value in (("logp_new", -3.0), ("logp_old", float("nan"))):
         other[name] = arguments[name].masked_fill(silent_N, value)
     one, two = policy_loss(**arguments).stats, policy_loss(**other).stats
     assert torch.equal(one.sums, two.sums)

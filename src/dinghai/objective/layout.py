@@ -98,7 +98,7 @@ class Layout:
         return Layout(
             shape=torch.Size([stop - start]),
             index_N=None if self.index_N is None else self.index_N[begin:end] - start,
-            length_B=torch.tensor(cut, device=whole_B.device).diff() if cut != bounds else whole_B,
+            length_B=torch.tensor(cut).diff().to(whole_B.device, non_blocking=True) if cut != bounds else whole_B,
             tokens=end - begin,
             whole_length_B=whole_B if cut != bounds else None,
             continues=len(cut) > 1 and bounds[0] < begin < cut[1],

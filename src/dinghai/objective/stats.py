@@ -80,6 +80,7 @@ class Stats:
             region/<name>_fraction, effect/<name>_fraction
             surrogate_mean              Σ f_t·J_t / Σ f_t; f_t is the factor of the reduction, so for token-mean and
                                         seq-mean-token-mean it is minus the policy part of the loss
+            kl_ref_<estimator>          of π_new from the reference in nats, if asked for
         Over the tokens with A != 0:
             stopped_fraction            the weight is exactly 0
             band_fraction               the ratio is outside the band, whether or not the gradient is stopped: what most
@@ -87,7 +88,6 @@ class Stats:
                                         stopped, but not counted here
             kl_old_new_k1, _k3          KL(π_old || π_new) in nats, from each token's own log-ratio: unbiased for tokens
                                         drawn from π_old; k1 may be negative
-            kl_ref_<estimator>          of π_new from the reference, if asked for
             ratio_mean                  of the ratio that the rule saw (of the token, or of its sequence)
             ess_fraction                effective sample size (Σr)² / (n Σr²); 1 where all ratios agree
             log_ratio_abs_max           largest |log π_new - log π_old| of a token
@@ -117,11 +117,11 @@ class Stats:
         metrics |= {f"effect/{e.name.lower()}_fraction": s[f"effect/{e.name.lower()}"] / n for e in Effect}
         metrics |= _removed(s, "weight") | _removed(s, "gradient")
         metrics["surrogate_mean"] = s["surrogate"] / s["factor"]
+        if s["kl_ref_tokens"] > 0:
+            metrics[f"kl_ref_{self.kl}"] = s["kl_ref"] / s["kl_ref_tokens"]
         if signal == 0:
             return metrics
         metrics |= {"kl_old_new_k1": s["kl_old_new_k1"] / signal, "kl_old_new_k3": s["kl_old_new_k3"] / signal}
-        if s["kl_ref_tokens"] > 0:
-            metrics[f"kl_ref_{self.kl}"] = s["kl_ref"] / s["kl_ref_tokens"]
         ratio_sum = signal + s["ratio_excess"]
         square_sum = signal + 2 * s["ratio_excess"] + s["ratio_excess_squared"]
         metrics["ratio_mean"] = ratio_sum / signal
@@ -159,8 +159,8 @@ def collect(
             k3(-log_ratio_N),
             excess_N,
             excess_N.square(),
-            no_kl_N if kl_ref_N is None else kl_ref_N.double().masked_fill(silent_N, 0.0),
-            no_kl_N if kl_ref_N is None else (~silent_N).double(),
+            no_kl_N if kl_ref_N is None else kl_ref_N.double(),  # its penalty acts on tokens without a signal too
+            no_kl_N if kl_ref_N is None else torch.ones_like(excess_N),
         ]
     )
     sums = [

@@ -120,9 +120,9 @@ class StepRecord:
         return _clip_metrics([self.updates[-1]]).get("kl_old_new_k3", 0.0)
 
     def kl_to_reference(self) -> float | None:
-        """The mean over the step's updates so far, by the estimator of the settings, nats a token with a signal.
+        """The mean over the step's updates so far, by the estimator of the settings, nats a token.
 
-        None: no token had a signal.
+        None: no token counts in the loss.
         """
         return next((v for name, v in _clip_metrics(self.updates).items() if name.startswith("kl_ref")), None)
 

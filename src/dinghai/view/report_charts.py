@@ -44,9 +44,9 @@ _CURVES: list[tuple[str, str, bool, list[tuple[str, str]]]] = [
         False,
         [("norm", "grad_norm_mean"), ("norm", "grad_norm")],
     ),
-    ("KL to the reference", f"{_NATS}, k1 estimate", False, [("KL", "kl_ref_k1")]),
-    ("KL to the reference", f"{_NATS}, k2 estimate", False, [("KL", "kl_ref_k2")]),
-    ("KL to the reference", f"{_NATS}, k3 estimate", False, [("KL", "kl_ref_k3")]),
+    ("KL to the reference", "nats a token, k1 estimate", False, [("KL", "kl_ref_k1")]),
+    ("KL to the reference", "nats a token, k2 estimate", False, [("KL", "kl_ref_k2")]),
+    ("KL to the reference", "nats a token, k3 estimate", False, [("KL", "kl_ref_k3")]),
     (_BETA, "beta, as its controller sets it", False, [("beta", "kl_ref_beta")]),
     (
         "Furthest token",

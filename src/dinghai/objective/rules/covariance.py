@@ -124,7 +124,8 @@ def lot(x: TokenInputs, seed: float) -> Tensor:
     """A number in [0, 1) for each token, drawn from what the token is (log π_new, log π_old, A) and the seed: [N].
 
     So a draw can be repeated from a record, and knows nothing of order, padding or micro-batches. Tokens that agree in
-    all three draw the same number. float64, from the bits of float32.
+    all three draw the same number; log-probs that were rounded otherwise, as in a row of another length, draw others.
+    float64, from the bits of float32.
     """
     hash_N = torch.zeros_like(x.advantage, dtype=torch.int64)
     seed_N = torch.full_like(x.advantage, seed)
