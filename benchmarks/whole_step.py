@@ -232,7 +232,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", action="store_true", help="the reward curves in place of the time")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each side that are timed")
-    parser.add_argument("--steps", type=int, help="steps timed in each process (2), or of a curve (30)")
+    parser.add_argument("--steps", type=int, help="steps timed in each process (1), or of a curve (30)")
     parser.add_argument("--seeds", type=int, default=5, choices=T_95, help="curves of each side")
     parser.add_argument("--rows", type=int, default=32, help="completions of one pass of TRL's update")
     parser.add_argument("--threads", type=int, default=2, help="of both sides")
@@ -245,7 +245,7 @@ def main() -> int:
             held = compare_curves(folder, options.seeds, options.steps or 30, options.threads)
         else:
             held = compare_weights(folder, options.threads)
-            held &= compare_time(folder, options.rounds, options.steps or 2, options.rows, options.threads)
+            held &= compare_time(folder, options.rounds, options.steps or 1, options.rows, options.threads)
     return 0 if held else 1
 
 
