@@ -11,8 +11,9 @@ PEERS  := benchmarks/peers/.venv/bin/python
 train: env
 	$(RUN) dinghai train
 
+# Two processes of one thread each: the tests' models are too small to share one among cores.
 test: env-test browser
-	$(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile
 
 # The pages are tested in Chromium. Where there is none these tests are skipped, but in CI it is installed.
 browser:
