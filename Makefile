@@ -41,6 +41,8 @@ prove: env-test
 	$(RUN) python benchmarks/first_run.py
 	$(RUN) python benchmarks/first_run.py examples/ppo.toml --seeds 3
 	$(RUN) python benchmarks/recording.py
+	$(RUN) python benchmarks/same_numbers.py
+	-$(RUN) python benchmarks/update.py
 	$(RUN) python benchmarks/browse.py
 	$(RUN) python benchmarks/browse_page.py
 	for seed in 0 1 2 3 4; do OMP_NUM_THREADS=1 $(RUN) python examples/cartpole_ppo.py --seed $$seed || exit 1; done
@@ -51,10 +53,9 @@ parity: parity/.venv/.synced
 
 # The speed against the released code of others, in an environment of its own; nothing else should run meanwhile.
 peers: benchmarks/peers/.venv/.synced
-	$(PEERS) benchmarks/head.py
-	$(PEERS) benchmarks/rollout.py
-	$(PEERS) benchmarks/whole_step.py
-	$(PEERS) benchmarks/whole_step.py --curves
+	@missed=0; for what in head.py rollout.py whole_step.py "whole_step.py --curves"; do \
+		$(PEERS) benchmarks/$$what || missed=1; \
+	done; exit $$missed
 
 $(UV):
 	$(PYTHON) -m venv .uv

@@ -298,7 +298,7 @@ def test_bounds_within_the_noise(
     expected = (
         f"The nearest bound of the rule, 0.18 from r = 1 in log r, lies within the noise: with the same weights the "
         f"engine and the trainer differ by up to {q95:.2g} on 95% of the {of}, so what passes the bound is partly "
-        "chance; try a wider one, or model.dtype float32."
+        "chance; try a wider one, or float32 in model.dtype and rollout.dtype."
     )
     assert found(tmp_path, {}) == ([expected] if said else [])
 

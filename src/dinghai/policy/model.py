@@ -101,7 +101,7 @@ class Policy:
         if cache is not None and self._cache_name == "cache_params":  # a state, in which no padding is left to hide
             inputs.pop("attention_mask", None)
         inputs |= {"input_ids": input_ids_RS, "use_cache": True, self._cache_name: cache}
-        with self._checkpointing_paused():
+        with self.checkpointing_paused():
             if self.factored:
                 output = self.backbone(**inputs)
                 logits_RV = self._head(output.last_hidden_state[:, -1])
@@ -177,7 +177,7 @@ class Policy:
             write_atomically(file, self.tokenizer.backend_tokenizer.to_str())
 
     @contextlib.contextmanager
-    def _checkpointing_paused(self) -> Iterator[None]:
+    def checkpointing_paused(self) -> Iterator[None]:
         """Checkpointed layers refuse to keep a cache; nothing needs a gradient while decoding."""
         for layer in self._checkpointed:
             layer.training = False

@@ -81,7 +81,7 @@ class Decoder:
     def run(self) -> list[Completion]:
         """The completions, prompt after prompt."""
         slots, step = self._slots, 0
-        with self._policy._checkpointing_paused():
+        with self._policy.checkpointing_paused():
             while True:
                 if step % self._runner.checked_every == 0 or slots.used == 0:
                     alive = self._alive_S[: slots.used].cpu().numpy()
