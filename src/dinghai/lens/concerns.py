@@ -257,7 +257,8 @@ def _bound_in_noise(record: Record) -> str:
     return (
         f"The nearest bound of the rule, {record.nearest_bound:.2g} from r = 1 in log r, lies within the noise: with "
         f"the same weights the engine and the trainer differ by up to {record.noise.q95:.2g} on 95% of the "
-        f"{record.noise.of}, so what passes the bound is partly chance; try a wider one, or float32 in model.dtype and rollout.dtype."
+        f"{record.noise.of}, so what passes the bound is partly chance; try a wider one, or float32 "
+        "in model.dtype and rollout.dtype."
     )
 
 
