@@ -8,7 +8,8 @@ that agree within what the seeds differ by. Each run is a process of its own; th
 other's. What the runs are is in peers/: the language and its model (toy_language.py), the settings (job.py), each side.
 
 First TRL trains on completions that it draws, and Dinghai on the same ones: were anything in the updates another
-(advantage, ratio, reduction, optimiser, learning rate), the weights would part. Then both are timed on their own.
+(advantage, ratio, reduction, optimiser, learning rate), the weights would part. Then both are timed on their own. The
+curves are those of a smaller model, since TRL's of the model that is timed take it twenty minutes.
 """
 
 from __future__ import annotations
@@ -145,12 +146,12 @@ def counted(results: Sequence[Result], values: Callable[[Result], Sequence[float
 
 
 def compare_curves(folder: Path, seeds: int, steps: int, threads: int) -> bool:
-    """Smaller steps, many of them: 8 prompts of 16 to 24 words x 8 completions of at most 32 tokens."""
+    """Many steps of a small model: 8 prompts of 16 to 24 words x 8 completions of at most 32 tokens."""
     trl: list[list[float]] = []
     ours: list[list[float]] = []
     for seed in range(seeds):
         job = Job(
-            str(folder), steps=steps, words="short.jsonl", prompts=8, group_size=8, new_tokens=32, lr=2e-4, seed=seed,
+            str(folder), steps=steps, words="short.jsonl", prompts=8, group_size=8, new_tokens=32, lr=1e-3, seed=seed,
             threads=threads, rows=64,
         )  # fmt: skip
         theirs, own = remembered(folder / f"trl-curve-{seed}.json", job), result_of("dinghai", job)
@@ -211,14 +212,14 @@ def verdict(held: bool, bar: str) -> str:
 
 
 @contextlib.contextmanager
-def language(folder: Path | None, threads: int) -> Iterator[Path]:
+def language(folder: Path | None, size: toy_language.Size, threads: int) -> Iterator[Path]:
     """The folder with the model and the prompts, made where they are not there yet."""
-    recipe = hashlib.sha256(Path(toy_language.__file__).read_bytes()).hexdigest()[:12]
+    recipe = hashlib.sha256(Path(toy_language.__file__).read_bytes() + repr(size).encode()).hexdigest()[:12]
     with tempfile.TemporaryDirectory() as place:
         where = (folder or Path(place)) / recipe
         if not all((where / name).exists() for name in (toy_language.MODEL, *toy_language.PROMPTS)):
             torch.set_num_threads(threads)
-            toy_language.make(where, prompts=512)
+            toy_language.make(where, prompts=512, size=size)
         yield where
 
 
@@ -240,7 +241,8 @@ def main() -> int:
     options = parser.parse_args()
     versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "torch"))
     print(f"{date.today()}, {machine()}, {versions}, load before {os.getloadavg()[0]:.1f}\n")
-    with language(options.folder, options.threads) as folder:
+    size = toy_language.SMALL if options.curves else toy_language.WHOLE
+    with language(options.folder, size, options.threads) as folder:
         if options.curves:
             held = compare_curves(folder, options.seeds, options.steps or 30, options.threads)
         else:
