@@ -213,6 +213,14 @@ def test_an_architecture_that_cannot_be_decoded_in_slots_is_named(
         assert "For" in note, "the class of the model"
 
 
+def test_positions_that_depend_on_the_longest_row_are_not_decoded_in_slots(tiny_folder: Callable[[str], Path]) -> None:
+    """Rows of other lengths would turn them, and a trial of short rows does not show it."""
+    policy = load_tiny(tiny_folder("llama"))
+    policy.model.config.rope_parameters = {**policy.model.config.rope_parameters, "rope_type": "dynamic"}
+    [note] = LocalEngine(policy, 4).notes
+    assert note.endswith("positions depend on the longest sequence of a batch (rope_type 'dynamic')")
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3", "mistral-sliding"])
 @pytest.mark.parametrize("capacity", [3, 11, 64])
 def test_steps_of_rounded_shapes_draw_the_same(

@@ -71,15 +71,18 @@ def choose_reading(policy: Policy, packing: bool, shared_prompts: bool) -> tuple
     if not packing:
         return PADDED, []
     wanted = Reading(packed=True, shared_prompts=shared_prompts)
-    reason = install(policy.model) or _other_than_attention(policy) or _tried(policy, wanted)
+    reason = install(policy.model) or other_than_attention(policy) or _tried(policy, wanted)
     if reason is None:
         return wanted, []
     left_out = "sequences are padded and prompts are not shared" if shared_prompts else "sequences are padded"
     return PADDED, [f"{left_out}: {reason}"]
 
 
-def _other_than_attention(policy: Policy) -> str | None:
-    """What the configuration and the modules say of paths between tokens that are not plain attention."""
+def other_than_attention(policy: Policy) -> str | None:
+    """What the configuration and the modules say of paths between tokens that are not plain attention.
+
+    None, or the end of a sentence. A trial of short sequences would not notice all of it.
+    """
     kind, config = type(policy.model).__name__, policy.model.config.get_text_config()
     others = sorted(set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS)
     if others:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dinghai.policy.attention import UnknownAttention, install, watching
 from dinghai.policy.model import Policy
+from dinghai.policy.reading import other_than_attention
 from dinghai.rollout.cached import CachedDecoder
 from dinghai.rollout.decode import Choose, Decoder
 from dinghai.rollout.engine import Completion, Sampling
@@ -34,7 +35,7 @@ class LocalEngine:
         reason = install(policy.model)
         self._weights = SamplingWeights(policy, dtype)
         self._policy = self._weights.policy
-        reason = reason or _why_not_in_slots(self._policy)
+        reason = reason or other_than_attention(policy) or _why_not_in_slots(self._policy)
         self.notes: list[str] = []
         self._use_graphs = True
         self._cached: CachedDecoder | None = None
