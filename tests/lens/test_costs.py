@@ -58,7 +58,7 @@ def test_what_the_record_tells(tmp_path: Path) -> None:
         ("of it evaluation", "2.00 s, 20.0%"),
         ("a step", "4.00 s (median), 5.00 s at most"),
         ("tokens sampled", "1,500; 750 a second of rollouts"),  # (25 + 37.5) · 24 in 2 s
-        ("tokens trained on", "3,000, counted in each update; 500 a second of updates"),
+        ("tokens in the loss", "3,000, counted in each update; 500 a second of updates"),
         ("checkpoints on disk", "1 kB, after steps 30 and 40"),
         ("device", "CPU"),
         ("seed", "7"),

@@ -78,7 +78,7 @@ def _tokens(rows: Sequence[Row], config: dict[str, Any]) -> list[Cost]:
     trained = _sum(rows, "tokens/loss")
     if trained > 0:
         note = _rate(trained, rows, "seconds/update", "updates")
-        found.append(("tokens trained on", f"{trained:,.0f}, counted in each update{note}"))
+        found.append(("tokens in the loss", f"{trained:,.0f}, counted in each update{note}"))
     return found
 
 

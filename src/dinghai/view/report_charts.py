@@ -118,7 +118,7 @@ def region_charts(metrics: Metrics) -> list[Chart]:
     if not any(removed.format("total") in row for row in rows):
         removed = "clip/weight_removed/{}"
     wanted = [
-        ("Every token by region", "share of the tokens trained on", fraction, [*_OUTSIDE, "inside", "no_signal"], 1.0),
+        ("Every token by region", "share of the tokens in the loss", fraction, [*_OUTSIDE, "inside", "no_signal"], 1.0),
         ("Outside the band, or dropped", "the same, enlarged", fraction, _OUTSIDE, None),
         ("Gradient removed by region", "share of the gradient that all tokens would have had", removed, REGIONS, None),
     ]
@@ -153,7 +153,7 @@ def update_charts(metrics: Metrics) -> list[Chart]:
     shares = [(name, f"{removed}/{name}") for name in REGIONS]
     measures = [("stopped", "stopped_fraction"), ("outside the band", "band_fraction")]
     wanted: list[tuple[str, str, bool, bool, str, list[tuple[str, str]]]] = [
-        ("Outside the band, or dropped, by update", "share of the tokens trained on", True, True, "tokens", fractions),
+        ("Outside the band, or dropped, by update", "share of the tokens in the loss", True, True, "tokens", fractions),
         ("Gradient removed, by update", "share of the update's gradient", True, True, "signal_tokens", shares),
         ("Stopped, and outside the band, by update", "of tokens with a signal", True, False, "signal_tokens", measures),
         ("KL(old‖new), by update", f"{_NATS}, k3 estimate", False, False, "signal_tokens", [("KL", "kl_old_new_k3")]),
