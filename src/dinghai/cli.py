@@ -1,5 +1,5 @@
 """The command line: `dinghai train`, `dinghai resume RUN`, `dinghai report RUN`, `dinghai watch RUN`, `dinghai rules`,
-`dinghai explain`.
+`dinghai explain`, and the commands of `dinghai.commands`.
 
 Exit status: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted. An error is one or two lines on
 stderr; `--debug` shows the traceback. Nothing heavy is imported before the arguments are known to be right.
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dinghai import __version__
+from dinghai.commands import TUNING
+from dinghai.commands.arguments import find_run, load_rule_files, rule_parameters
 from dinghai.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ examples:
   dinghai rules cispo                               what a rule does to the gradient
   dinghai train my.toml --reward my.py:brevity*0.2  settings from a file, and a reward of your own
 """
-_COMMANDS = ("train", "resume", "report", "watch", "explain", "rules")
+_COMMANDS = ("train", "resume", "report", "watch", "explain", "rules", *TUNING)
 # Commands that take settings or parameters by name, and the options that are none of those.
 _OWN_OPTIONS = {
     "train": {"--reward", "--recipe", "--rule-file", "--help"},
@@ -37,6 +39,7 @@ _OWN_OPTIONS = {
     "explain": {
         *("--ratio", "--advantage", "--probability", "--rule", "--rule-file", "--lang", "--open", "--page", "--help")
     },
+    **{name: command.own_options for name, command in TUNING.items()},
 }
 _RULE_FILE_HELP = "a file that registers rules of your own, which is then run"
 _REWARD_HELP = "`task`, or FILE.py:FUNCTION, which is then run; several are added (replaces the default, `task`)"
@@ -74,20 +77,22 @@ def _run_command(argv: list[str]) -> None:
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         raise InputError(_unknown_argument(options.command, unknown[0]))
-    if options.command == "train":
+    if options.command in TUNING:
+        TUNING[options.command].run(options, overrides)
+    elif options.command == "train":
         _train(options, overrides)
     elif options.command == "resume":
-        _resume(_find_run(options.run), options)
+        _resume(find_run(options.run), options)
     elif options.command == "rules":
-        _load_rule_files(options.rule_file)
+        load_rule_files(options.rule_file)
         _show_rules(options.name, overrides, options.markdown)
     elif options.command == "explain":
-        _load_rule_files(options.rule_file)
+        load_rule_files(options.rule_file)
         _explain(options, overrides)
     elif options.command == "watch":
         _watch(options)
     else:
-        _write_report(_find_run(options.run), options.figures)
+        _write_report(find_run(options.run), options.figures)
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
     named = _parse_rewards(options.reward)
     if named:
         settings = settings.model_copy(update={"rewards": named})
-    rule_code = _load_rule_files(options.rule_file)
+    rule_code = load_rule_files(options.rule_file)
     from dinghai.train.run import train
 
     train(settings, _code_of(named), rule_code)
@@ -112,7 +117,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _resume(run: Path, options: argparse.Namespace) -> None:
     named = _parse_rewards(options.reward)
-    rule_code = _load_rule_files(options.rule_file)
+    rule_code = load_rule_files(options.rule_file)
     from dinghai.train.run import resume
 
     resume(run, _code_of(named), named or None, rule_code)
@@ -131,7 +136,7 @@ def _write_report(run: Path, with_figures: bool) -> None:
 def _watch(options: argparse.Namespace) -> None:
     from dinghai.view.server import serve
 
-    runs = [Path(text) if Path(text).is_dir() else _find_run(text) for text in options.run]
+    runs = [Path(text) if Path(text).is_dir() else find_run(text) for text in options.run]
     serve(runs, host=options.host, port=options.port, token=options.token, open_browser=options.open)
 
 
@@ -142,7 +147,7 @@ def _explain(options: argparse.Namespace, overrides: list[str]) -> None:
         ratio=options.ratio,
         advantage=options.advantage,
         rule=options.rule,
-        given=_rule_parameters(overrides),
+        given=rule_parameters(overrides),
         probability=options.probability,
         language=options.lang,
         page=Path(options.page) if options.page else None,
@@ -162,38 +167,7 @@ def _show_rules(name: str | None, overrides: list[str], as_markdown: bool) -> No
     elif name is None:
         print_rules(Console())
     else:
-        print_rule(Console(), find_rule(name), _rule_parameters(overrides))
-
-
-def _rule_parameters(overrides: list[str]) -> dict[str, float | None]:
-    """`--eps_high 0.28` -> {"eps_high": 0.28}; `none` switches an optional parameter off."""
-    from dinghai.config.overrides import read_overrides
-
-    given: dict[str, float | None] = {}
-    for override in read_overrides(overrides):
-        try:
-            given[override.key] = None if override.text == "none" else float(override.text or "")
-        except ValueError:
-            raise InputError(f"--{override.key} is {override.text!r}, but must be a number") from None
-    return given
-
-
-def _load_rule_files(files: list[str]) -> list[str]:
-    """Runs the files of rules that the user has named; nothing else may name them. Gives the SHA-256 of each."""
-    if not files:
-        return []
-    from dinghai.objective import RULES
-    from dinghai.user_code import execute_file
-
-    fingerprints = []
-    for file in files:
-        before = set(RULES)
-        fingerprints.append(execute_file(Path(file).expanduser(), "--rule-file")[1])
-        if set(RULES) == before:
-            raise InputError(
-                f"{file} registers no rule: decorate a surrogate in it with dinghai.objective.register_rule"
-            )
-    return fingerprints
+        print_rule(Console(), find_rule(name), rule_parameters(overrides))
 
 
 def _parse_rewards(texts: list[str]) -> list[RewardSettings]:
@@ -207,28 +181,6 @@ def _parse_rewards(texts: list[str]) -> list[RewardSettings]:
 def _code_of(rewards: list[RewardSettings]) -> set[str]:
     """The FILE.py:FUNCTION sources that the user has named, and so allowed to run."""
     return {r.source for r in rewards if r.source != "task"}
-
-
-def _find_run(text: str) -> Path:
-    """The folder of a run, given as a path or as a name under runs/. InputError names the nearest one."""
-    from dinghai.config.load import CONFIG_FILE
-    from dinghai.config.messages import did_you_mean, one_line
-
-    candidates = [Path(text), Path("runs") / text]
-    for folder in candidates:
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    folders = [folder for folder in candidates if text and folder.is_dir()]
-    if folders:
-        raise InputError(f"{one_line(str(folders[0]))} is a folder but not a run: it holds no {CONFIG_FILE}")
-    beside = candidates[0].parent if len(candidates[0].parts) > 1 else Path("runs")
-    runs = sorted(p.name for p in beside.iterdir() if p.is_dir()) if beside.is_dir() else []
-    near = did_you_mean(candidates[0].name, runs) or (f"; the newest is {_newest(beside, runs)}" if runs else "")
-    raise InputError(f"there is no run {one_line(text)} here or in {one_line(str(beside))}/{one_line(near)}")
-
-
-def _newest(folder: Path, runs: list[str]) -> str:
-    return max(runs, key=lambda name: (folder / name).stat().st_mtime)
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -293,6 +245,8 @@ def _parser() -> _Parser:
     )
     rules.add_argument("name", metavar="NAME", nargs="?", help="the rule to explain; by default all are listed")
     rules.add_argument("--markdown", action="store_true", help="the whole family as a page, docs/rules.md")
+    for name, tuning in TUNING.items():
+        tuning.add_arguments(commands.add_parser(name, help=tuning.help, description=tuning.description))
     for command in (train, resume, rules):
         command.add_argument("--rule-file", metavar="FILE.py", action="append", default=[], help=_RULE_FILE_HELP)
     for command in (train, resume):

@@ -15,9 +15,9 @@ import torch
 from dinghai.config.load import all_settings, load_settings, settings_from_json, settings_to_json
 from dinghai.config.recipes import RECIPES, Choice, Recipe, find_recipe, recipe_lines
 from dinghai.config.settings import RewardSettings
+from dinghai.configured import build_policy_loss, rule_parameters
 from dinghai.errors import InputError
 from dinghai.train.run import train
-from dinghai.train.setup import build_policy_loss, rule_parameters
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 

@@ -1,0 +1,114 @@
+"""A run as the checks of the doctor see it: its settings, its metrics and, of some steps, its trace; each read once.
+
+A step of the trace that is damaged is passed over here: whoever reads the step for its own sake says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dinghai.errors import DinghaiError
+from dinghai.lens.bins import evenly_spaced
+from dinghai.lens.metrics_file import Metrics
+from dinghai.lens.noise import Noise, noise_floor
+from dinghai.lens.rule_facts import readable_rule_facts
+from dinghai.lens.run_state import RunState, run_state
+from dinghai.lens.series import Row, steps_and_values
+from dinghai.lens.settings import table
+from dinghai.lens.tokens import Tokens, read_tokens
+from dinghai.trace import TraceReader
+
+STEPS_READ = 12  # recorded steps whose tokens are read, at most: the first, the last and some between
+
+
+class Case:
+    """What the checks look at.
+
+    Args:
+        folder: the run's.
+        config: its settings as config.json has them; may lack anything.
+        metrics: its rows so far.
+        steps_read: how many recorded steps may be read.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], metrics: Metrics, steps_read: int = STEPS_READ) -> None:
+        self.folder, self.config = Path(folder), config
+        self.rows: Sequence[Row] = metrics.rows
+        self.training: Sequence[Row] = metrics.training  # without step 0
+        self.reader = TraceReader(self.folder / "trace")
+        self._metrics, self._steps_read = metrics, steps_read
+        self._tokens: dict[tuple[int, int | None], Tokens] = {}
+
+    def table(self, *names: str) -> dict[str, Any]:
+        """A table of the settings, e.g. table("objective", "kl"); empty where it is missing or damaged."""
+        found = self.config
+        for name in names:
+            found = table(found, name)
+        return found
+
+    def setting(self, path: str) -> Any:
+        """A setting by its dotted path, e.g. "update.lr"; None where it is missing."""
+        *tables, key = path.split(".")
+        return self.table(*tables).get(key)
+
+    @cached_property
+    def evaluations(self) -> list[tuple[int, float]]:
+        """(step, held-out accuracy), 0 to 1; step 0 is before reinforcement learning."""
+        return steps_and_values(self.rows, "held_out/accuracy")
+
+    @cached_property
+    def rule_facts(self) -> dict[str, Any] | None:
+        """The rule's own account of its boundaries and weights; None where the run has none."""
+        return readable_rule_facts(self.folder)
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        """|log π_old - log π_sampler| in the first recorded step; None where it cannot be known."""
+        return noise_floor(self.folder, self.config, self.steps[0]) if self.steps else None
+
+    @cached_property
+    def state(self) -> RunState:
+        """Whether the run still grows."""
+        planned = self.setting("run.steps")
+        return run_state(self.folder, self._metrics, planned if isinstance(planned, int) else None)
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """The recorded steps whose tokens the checks look at; empty without a trace."""
+        try:
+            return evenly_spaced(self.reader.steps(), self._steps_read)
+        except DinghaiError:
+            return []
+
+    def updates(self, step: int) -> list[int]:
+        """Indices of the updates of a recorded step."""
+        return self.reader.updates(step)
+
+    def tokens(self, step: int, update: int | None = None) -> Tokens | None:
+        """All columns of the tokens of a recorded step or of one of its updates; None where they cannot be read."""
+        key = (step, update)
+        if key not in self._tokens:
+            try:
+                self._tokens[key] = read_tokens(self.reader, step, update)
+            except DinghaiError:
+                return None
+        return self._tokens[key]
+
+    def samples(self, step: int, columns: Iterable[str] | None = None) -> pa.Table | None:
+        """The completions of a recorded step; None where they cannot be read."""
+        try:
+            return self.reader.samples(step, None if columns is None else list(columns))
+        except DinghaiError:
+            return None
+
+    def group_of(self, step: int) -> dict[int, int]:
+        """Sample -> its group, in a recorded step."""
+        samples = self.samples(step, ["sample", "group"])
+        if samples is None:
+            return {}
+        return dict(zip(*(samples[name].to_pylist() for name in ("sample", "group")), strict=True))

@@ -1,0 +1,35 @@
+"""What a check of the doctor is: a name, the thresholds it goes by with their sources, and a look at a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from dinghai.lens.doctor.case import Case
+from dinghai.lens.doctor.finding import Finding
+
+Source = Literal["paper", "arithmetic", "statistics", "measured here", "folklore"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a value begins to be worth a finding, why there, and what that rests on."""
+
+    value: float
+    why: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Check:
+    """One fault that a run may have.
+
+    early: whether it may be looked for while a run trains; then what it says must hold after a few steps as well.
+    """
+
+    name: str
+    fault: str  # what is wrong where it fires, a short sentence without figures
+    thresholds: dict[str, Threshold]
+    look: Callable[[Case], Finding | None]
+    early: bool = True

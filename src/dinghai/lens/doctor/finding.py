@@ -1,0 +1,60 @@
+"""What a check says of a run: what is wrong, by which figures and where, why, and how to mend it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal
+
+View = Literal["summary", "curves", "regions", "clip", "tokens", "replay", "settings"]
+"""The sections of the report and the live page, by the ids of their elements."""
+
+
+class Grade(IntEnum):
+    """How grave a finding is; findings are ranked by it."""
+
+    NOTE = 1  # worth knowing
+    WASTEFUL = 2  # much is computed for nothing
+    HARMFUL = 3  # the policy gets worse, or cannot get better
+    INVALID = 4  # the gradient or the figures are not what they seem
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run something is seen, as far as it can be said. Numbers are those of the trace."""
+
+    step: int | None = None
+    update: int | None = None  # within the batch of rollouts, from 0
+    group: int | None = None
+    sample: int | None = None
+    position: int | None = None  # of the token within its completion, from 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A sentence with a figure in it, and where that figure is seen."""
+
+    text: str
+    place: Place = Place()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a run."""
+
+    check: str  # name of the check, e.g. "epsilon-cannot-act"
+    grade: Grade
+    share: float  # of the run or of its gradient that it concerns, 0 to 1: ranks findings of one grade
+    title: str  # what is wrong, a short sentence
+    evidence: tuple[Evidence, ...]  # the first is the strongest
+    cause: str  # why that happens
+    fix: str  # what to set, in the words of the configuration
+    view: View  # the section that shows it
+
+    def as_json(self) -> dict[str, Any]:
+        """For a page: as the fields are, places without what they do not say."""
+        found = dataclasses.asdict(self) | {"grade": self.grade.name.lower()}
+        for one in found["evidence"]:
+            one["place"] = {key: value for key, value in one["place"].items() if value is not None}
+        return found
