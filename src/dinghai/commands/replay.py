@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "what another epsilon, rule or rollout correction would have decided"
+HELP = "what another epsilon or rule would have decided"
 DESCRIPTION = "From the trace, without the model."
 OWN_OPTIONS = frozenset({"--help"})
 
