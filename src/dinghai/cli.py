@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = "Train language models with PPO and GRPO, and see what the clip does to every token's gradient."
 _EXAMPLES = """\
 examples:
-  dinghai train                                     the built-in task and model, in about a minute
-  dinghai train --objective.eps_high 0.28           another setting; `dinghai train --help` lists them
-  dinghai train --recipe dapo                       the configuration of a paper
-  dinghai rules cispo                               what a rule does to the gradient
-  dinghai train my.toml --reward my.py:brevity*0.2  settings from a file, and a reward of your own
+  dinghai train                               the built-in task and model, in about a minute
+  dinghai train my.toml --recipe dapo         your settings over a paper's; `dinghai train --help` lists them all
 """
 _COMMANDS = ("train", "resume", "report", "watch", "explain", "rules", *TUNING)
 # Commands that take settings or parameters by name, and the options that are none of those.
