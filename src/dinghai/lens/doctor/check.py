@@ -26,6 +26,7 @@ class Check:
     """One fault that a run may have.
 
     early: whether it may be looked for while a run trains; then what it says must hold after a few steps as well.
+    of_tokens: whether it sees nothing in a run without a trace.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Check:
     thresholds: dict[str, Threshold]
     look: Callable[[Case], Finding | None]
     early: bool = True
+    of_tokens: bool = False
