@@ -5,6 +5,7 @@ A step of the trace that is damaged is passed over here: whoever reads the step 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from dinghai.errors import DinghaiError
 from dinghai.lens.bins import evenly_spaced
+from dinghai.lens.doctor.threshold import Threshold
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.noise import Noise, noise_floor
 from dinghai.lens.rule_facts import readable_rule_facts
@@ -23,6 +25,9 @@ from dinghai.lens.settings import table
 from dinghai.lens.tokens import Tokens, read_tokens
 from dinghai.trace import TraceReader
 
+SOLVED = Threshold(
+    0.95, "held-out accuracy from which groups agree and entropy falls because the task is done", "arithmetic"
+)
 STEPS_READ = 12  # recorded steps whose tokens are read, at most: the first, the last and some between
 
 
@@ -67,6 +72,42 @@ class Case:
         return readable_rule_facts(self.folder)
 
     @cached_property
+    def nearest_bound(self) -> float | None:
+        """|log r| of the rule's bound nearest to r = 1, by the rule's own account, else by its epsilon; None: it has
+        none, or they vary."""
+        facts = self.rule_facts
+        if facts is not None:
+            places = [abs(float(boundary["log_ratio"])) for boundary in facts["boundaries"]]
+        else:
+            parameters = self.table("objective", "parameters") or self.table("objective")
+            offsets = [(name, parameters.get(name)) for name in ("eps_low", "eps_high")]
+            places = [
+                abs(math.log1p(offset if name == "eps_high" else -offset))
+                for name, offset in offsets
+                if isinstance(offset, int | float) and 0 < offset < 1
+            ]
+        return min((place for place in places if place > 0), default=None)
+
+    @cached_property
+    def updates_per_batch(self) -> int | None:
+        """Optimiser steps on each batch of rollouts."""
+        update = self.table("update")
+        if isinstance(update.get("epochs"), int) and isinstance(update.get("minibatches"), int):
+            return int(update["epochs"] * update["minibatches"])
+        counts = [len(row["by_update"]) for row in self.training if isinstance(row.get("by_update"), list)]
+        return max(counts, default=None)
+
+    @property
+    def of_sequences(self) -> bool:
+        """Whether the rule sees the ratio of a completion rather than of a token."""
+        return str(self.table("objective").get("ratio")).startswith("sequence")
+
+    @cached_property
+    def solved(self) -> bool:
+        """Whether the task is as good as done, so that little is left to learn."""
+        return bool(self.evaluations) and self.evaluations[-1][1] >= SOLVED.value
+
+    @cached_property
     def noise(self) -> Noise | None:
         """|log π_old - log π_sampler| in the first recorded step; None where it cannot be known."""
         return noise_floor(self.folder, self.config, self.steps[0]) if self.steps else None
@@ -79,9 +120,10 @@ class Case:
 
     @cached_property
     def steps(self) -> list[int]:
-        """The recorded steps whose tokens the checks look at; empty without a trace."""
+        """The recorded steps whose tokens the checks look at, none later than the metrics; empty without a trace."""
+        last = self.rows[-1]["step"] if self.rows else math.inf
         try:
-            return evenly_spaced(self.reader.steps(), self._steps_read)
+            return evenly_spaced([step for step in self.reader.steps() if step <= last], self._steps_read)
         except DinghaiError:
             return []
 

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.finding import Finding
+from dinghai.lens.doctor.threshold import Threshold
 
-Source = Literal["paper", "arithmetic", "statistics", "measured here", "folklore"]
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where a value begins to be worth a finding, why there, and what that rests on."""
-
-    value: float
-    why: str
-    source: Source
+__all__ = ["Check", "Threshold"]
 
 
 @dataclass(frozen=True)

@@ -41,16 +41,26 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a run."""
+    """One thing that is wrong with a run.
+
+    Texts are written so that "TITLE: first evidence. FIX." reads well: without a full stop at their end, and evidence
+    and fix begin with a small letter where they may.
+    """
 
     check: str  # name of the check, e.g. "epsilon-cannot-act"
     grade: Grade
     share: float  # of the run or of its gradient that it concerns, 0 to 1: ranks findings of one grade
-    title: str  # what is wrong, a short sentence
+    title: str  # what is wrong, a short sentence, e.g. "Entropy collapsed"
     evidence: tuple[Evidence, ...]  # the first is the strongest
     cause: str  # why that happens
-    fix: str  # what to set, in the words of the configuration
+    fix: str  # what to set, in the words of the configuration, e.g. "try a lower update.lr"
     view: View  # the section that shows it
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, its strongest evidence and what to try, for a list of such sentences."""
+        said = f"{_ended(self.title)}: {_ended(self.evidence[0].text)}." if self.evidence else f"{_ended(self.title)}."
+        return f"{said} {opened(_ended(self.fix))}."
 
     def as_json(self) -> dict[str, Any]:
         """For a page: as the fields are, places without what they do not say."""
@@ -58,3 +68,14 @@ class Finding:
         for one in found["evidence"]:
             one["place"] = {key: value for key, value in one["place"].items() if value is not None}
         return found
+
+
+def _ended(text: str) -> str:
+    """Without the full stop that follows in a sentence."""
+    return text.rstrip().rstrip(".")
+
+
+def opened(text: str) -> str:
+    """With a capital at its beginning, unless that is the name of a setting or a command."""
+    word = text.split(" ", 1)[0]
+    return text if any(mark in word for mark in "._`") else text[:1].upper() + text[1:]
