@@ -1,0 +1,371 @@
+"""What an objective decides about the very tokens of a recorded run: the run's own, or one that was never run.
+
+Shapes: N tokens as recorded, of one update or of several; M of them the objective looks at; P parts; K sums.
+
+It is `dinghai.objective` that decides, on the columns that the trace keeps to the last bit. So the run's own settings
+give the decisions that were recorded, and what is derived of others comes from `lens.tokens`, as everywhere.
+
+A replay is first-order: the tokens, and from the second update on their log-probs, are those that the recorded
+objective led to. What another objective would have made of later updates, no trace knows.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinghai.config.load import CONFIG_FILE, settings_from_json
+from dinghai.config.settings import TrainSettings
+from dinghai.configured import build_policy_loss
+from dinghai.errors import InputError
+from dinghai.lens.regions import EFFECTS, REGIONS, region_name
+from dinghai.lens.tokens import Tokens, read_tokens
+from dinghai.objective import RULES, Decision, Effect, Layout, PolicyLoss, Region
+from dinghai.objective.correction import Correction, CorrectionInputs, RolloutCorrection
+from dinghai.trace import TraceReader
+from dinghai.trace.schema import SIGNIFICANT_BITS
+from dinghai.trace.writer import round_to_bits
+
+FIRST_ORDER = (
+    "A replay is first-order. The decisions are exactly those that the other objective takes on these tokens; but from "
+    "the second update of a batch on, and in every later step, its own updates would have led to other weights, and so "
+    "to other tokens and ratios. The later, the more of an estimate."
+)
+
+_MASKED, _NO_SIGNAL = REGIONS.index("masked"), REGIONS.index("no_signal")
+_NO_EFFECT = EFFECTS.index("none")
+_REGION_PLACE = np.array([REGIONS.index(region_name(region.name)) for region in sorted(Region)], dtype=np.int64)
+_EFFECT_PLACE = np.array([EFFECTS.index(effect.name.lower()) for effect in sorted(Effect)], dtype=np.int64)
+
+SIGNAL_REGIONS = tuple(name for name in REGIONS if name not in ("masked", "no_signal"))
+KEYS = (
+    "signal",  # tokens with A != 0
+    "stopped",  # of these, tokens whose weight is exactly 0
+    "gradient",  # Σ f·|w0|·(1-p), w0 = r·A of the ratio that the rule looks at
+    "removed",  # the part of it that the rule took away
+    "dot",  # Σ f²·w·w_own·(1-p)²
+    "norm",  # Σ (f·w·(1-p))²
+    "differ",  # tokens whose effect is another than the recorded one
+    *(f"stopped/{region}" for region in SIGNAL_REGIONS),
+    *(f"removed/{region}" for region in SIGNAL_REGIONS),
+)
+
+
+@dataclass(frozen=True)
+class AsRecorded:
+    """The run's own rollout correction. Its factors are taken from the trace, which keeps them to 16 significant bits.
+
+    They were computed from the engine's log-probs, of which the trace keeps 2**-19 nats: a sequence of a thousand
+    tokens may lose 10 bits of its product by that.
+    """
+
+    correction: RolloutCorrection
+
+    def __call__(self, x: CorrectionInputs) -> Correction:
+        return self.correction(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """Tokens as an objective decides about them, beside what was recorded of them. All [N], in the recorded order."""
+
+    tokens: Tokens  # as recorded
+    decided: Tokens  # the same with the objective's weight, region, effect, log_ratio, factor and correction
+
+    @property
+    def weight_N(self) -> np.ndarray:
+        """w, float32, rounded as the trace rounds it."""
+        return self.decided.weight
+
+    @property
+    def region_N(self) -> np.ndarray:
+        """int64, index in `lens.regions.REGIONS`."""
+        return self.decided.region
+
+    @property
+    def effect_N(self) -> np.ndarray:
+        """int64, index in `lens.regions.EFFECTS`."""
+        return self.decided.effect
+
+    @property
+    def log_ratio_N(self) -> np.ndarray:
+        """Nats, float32, of the ratio that the objective looks at; NaN where the token was never scored."""
+        return self.decided.log_ratio
+
+    @property
+    def factor_N(self) -> np.ndarray:
+        """f_t of the objective's reduction, float32."""
+        return self.decided.factor
+
+    @cached_property
+    def signed_N(self) -> np.ndarray:
+        """f·w·(1-p), float64: the token's part of the gradient, as far as it can be compared without the model."""
+        return _signed(self.decided.weight, self.decided)
+
+    @cached_property
+    def own_signed_N(self) -> np.ndarray:
+        """The same of the recorded weight, float64."""
+        return _signed(self.tokens.weight, self.decided)
+
+    @property
+    def gradient_N(self) -> np.ndarray:
+        """f·|w|·(1-p), float64."""
+        return np.abs(self.signed_N)
+
+    @property
+    def removed_N(self) -> np.ndarray:
+        """What the rule took of f·|w0|·(1-p), float32."""
+        return self.decided.removed
+
+    @property
+    def stopped_N(self) -> np.ndarray:
+        """The weight is exactly 0 though there is a signal, bool."""
+        return self.decided.stopped
+
+    @property
+    def differ_N(self) -> np.ndarray:
+        """The effect is another than the recorded one, bool."""
+        return self.decided.effect != self.tokens.effect
+
+    @property
+    def as_recorded_N(self) -> np.ndarray:
+        """Region, effect and weight are those of the trace, bool.
+
+        The weight to the last bit that the trace keeps; with a correction, whose factor the trace rounds as well, to
+        one unit of it.
+        """
+        same_N = (self.decided.region == self.tokens.region) & (self.decided.effect == self.tokens.effect)
+        here_N, there_N = self.decided.weight, self.tokens.weight
+        equal_N = (here_N == there_N) | (np.isnan(here_N) & np.isnan(there_N))
+        if self.tokens.correction is not None:
+            unit_N = np.spacing(np.abs(there_N)) * np.float32(2 ** (24 - SIGNIFICANT_BITS["weight"]))
+            with np.errstate(invalid="ignore"):
+                equal_N |= np.abs(here_N - there_N) <= unit_N
+        return same_N & equal_N
+
+
+def _signed(weight_N: np.ndarray, tokens: Tokens) -> np.ndarray:
+    silent_N = (tokens.advantage == 0) | ~tokens.scored
+    with np.errstate(invalid="ignore", over="ignore"):
+        signed_N = weight_N.astype(np.float64) * tokens.factor * -np.expm1(np.minimum(tokens.logp_new, np.float32(0)))
+    return np.where(silent_N, 0.0, signed_N)
+
+
+def recorded_settings(run_folder: Path) -> TrainSettings:
+    """The settings of a run, from its config.json.
+
+    Raises:
+        InputError: they are missing, damaged, or of a rule that is not registered.
+    """
+    path = Path(run_folder) / CONFIG_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read, so it is not known what the run's objective was") from error
+    settings = settings_from_json(text, str(path))
+    rule = settings.objective.rule
+    if rule not in RULES:
+        raise InputError(
+            f"the run's rule {rule!r} is none of Dinghai's: give the file that registers it with --rule-file"
+        )
+    return settings
+
+
+def recorded_objective(run_folder: Path) -> PolicyLoss:
+    """The run's own policy loss, without its KL penalty: what the rule decides does not depend on it.
+
+    Its rollout correction, if it has one, is `AsRecorded`.
+
+    Raises:
+        InputError: its config.json is missing, damaged, or of a rule that is not registered.
+    """
+    return objective_of(recorded_settings(run_folder))
+
+
+def objective_of(settings: TrainSettings) -> PolicyLoss:
+    """As `recorded_objective`, from the run's settings. Says nothing about odd values: the run was told."""
+    without_kl = settings.objective.kl.model_copy(update={"beta": 0.0})
+    objective = settings.objective.model_copy(update={"kl": without_kl})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        policy_loss = build_policy_loss(settings.model_copy(update={"objective": objective}))
+    if policy_loss.correction is not None:
+        policy_loss.correction = AsRecorded(policy_loss.correction)
+    return policy_loss
+
+
+def replay(reader: TraceReader, step: int, update: int, policy_loss: PolicyLoss) -> Replayed:
+    """What an objective decides on the tokens of one update.
+
+    Tokens that the model never read have no advantage, and stay without a signal. A rule that looks at the whole
+    minibatch looks at what is recorded and scored of it: see `whole_minibatch`.
+
+    Raises:
+        InputError: there is no such step or update.
+        RunFailed: a file is damaged.
+    """
+    return Minibatch(read_tokens(reader, step, update)).replay(policy_loss)
+
+
+def whole_minibatch(reader: TraceReader, step: int, tokens: Tokens) -> bool:
+    """Whether the trace holds every token of the step's minibatches with its log-probs.
+
+    If not, rules that look at the whole minibatch (BAPO, M2PO, Clip-Cov, KL-Cov) decide on a part of it.
+    """
+    marker = reader.marker(step)
+    return marker.groups_recorded == marker.groups_total and bool(tokens.scored.all())
+
+
+class Minibatch:
+    """The tokens of an update, or of several, packed for the objective, which may be asked again and again.
+
+    Args:
+        tokens: all columns; ids of samples are unique. Only a rule that judges each sequence by itself can be asked
+            about the tokens of several updates together: see `joined`.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        order_N = np.lexsort((tokens.position, tokens.sample))
+        counts_N = tokens.region != _MASKED
+        self._scored_M = order_N[(counts_N & tokens.scored)[order_N]]
+        self._layout = _layout(tokens, self._scored_M)
+        self._all = order_N[counts_N[order_N]]
+        columns = ("logp_new", "logp_old", "logp_sampler", "advantage")
+        self._columns = {name: self._packed(tokens.column(name)) for name in columns}
+
+    def replay(self, policy_loss: PolicyLoss) -> Replayed:
+        """What the objective decides."""
+        tokens = self.tokens
+        log_ratio_N = np.full(len(tokens), np.nan, dtype=np.float32)
+        log_ratio_N[tokens.region == _MASKED] = 0
+        weight_N, correction_N = np.zeros((2, len(tokens)), dtype=np.float32)
+        region_N = np.where(tokens.region == _MASKED, _MASKED, _NO_SIGNAL)
+        effect_N = np.full(len(tokens), _NO_EFFECT, dtype=np.int64)
+        factor_N = np.zeros(len(tokens), dtype=np.float32)
+        here_M = self._scored_M
+        if len(self._all):
+            factor_N[self._all] = policy_loss.reduction.factor(_layout(tokens, self._all)).numpy()
+        if len(here_M):
+            decision = self._decide(policy_loss)
+            log_ratio_N[here_M] = decision.log_ratio.numpy()
+            weight_N[here_M] = decision.weight.numpy()
+            region_N[here_M] = _REGION_PLACE[decision.region.numpy()]
+            effect_N[here_M] = _EFFECT_PLACE[decision.effect.numpy()]
+            if decision.correction is not None:
+                correction_N[here_M] = decision.correction.numpy()
+        columns = dict(tokens.columns) | {
+            "log_ratio": log_ratio_N,
+            "weight": round_to_bits(weight_N, SIGNIFICANT_BITS["weight"]),
+            "region": region_N,
+            "effect": effect_N,
+            "factor": factor_N,
+        }
+        columns.pop("correction", None)
+        if policy_loss.correction is not None:
+            columns["correction"] = correction_N
+        return Replayed(tokens, Tokens(columns))
+
+    @torch.no_grad()
+    def _decide(self, policy_loss: PolicyLoss) -> Decision:
+        """The objective's record of the scored tokens, [M]."""
+        columns = self._columns
+        if isinstance(policy_loss.correction, AsRecorded) and self.tokens.correction is not None:
+            policy_loss = copy.copy(policy_loss)
+            policy_loss.correction = _Factors(self._packed(self.tokens.correction))
+        return policy_loss(
+            logp_new=columns["logp_new"],
+            logp_old=columns["logp_old"],
+            advantage=columns["advantage"],
+            logp_sampler=None if policy_loss.correction is None else columns["logp_sampler"],
+            layout=self._layout,
+        ).decision
+
+    def _packed(self, column_N: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(column_N[self._scored_M]))
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """A rollout correction whose factors are known."""
+
+    factor_M: Tensor
+
+    def __call__(self, x: CorrectionInputs) -> Correction:
+        return Correction(self.factor_M, self.factor_M == 0)
+
+
+def _layout(tokens: Tokens, rows_M: np.ndarray) -> Layout:
+    """The sequences of rows that are ordered by sample."""
+    sample_M = tokens.sample[rows_M]
+    starts = np.flatnonzero(np.diff(sample_M)) + 1
+    cu_seqlens = torch.from_numpy(np.concatenate([[0], starts, [len(rows_M)]]).astype(np.int64))
+    return Layout.packed(torch.Size([len(rows_M)]), cu_seqlens)
+
+
+def joined(minibatches: Sequence[Tokens]) -> Tokens:
+    """The tokens of several updates as one, end to end; samples are numbered anew, so that each stays on its own.
+
+    Columns that not all of them have are left out.
+    """
+    names = set.intersection(*(set(tokens.columns) for tokens in minibatches))
+    columns = {name: np.concatenate([tokens.column(name) for tokens in minibatches]) for name in names - {"sample"}}
+    samples, taken = [], 0
+    for tokens in minibatches:
+        samples.append(tokens.sample.astype(np.int64) + taken)
+        taken += int(tokens.sample.max(initial=-1)) + 1
+    return Tokens(columns | {"sample": np.concatenate(samples)})
+
+
+def sums_of(replayed: Replayed, part_N: np.ndarray | None = None, parts: int = 1) -> np.ndarray:
+    """The sums `KEYS`: [K] float64, or [P, K] with the part that each token belongs to, [N] int. They add up.
+
+    From the sums of one candidate and `own_sums_of` the same tokens follow the stopped fraction, the share of gradient
+    removed and, with `cosine`, how far apart the two gradients point.
+    """
+    decided = replayed.decided
+    part_of_N = np.zeros(len(decided), dtype=np.int64) if part_N is None else part_N
+    signal_N = decided.signal
+
+    def summed(values_N: np.ndarray) -> np.ndarray:
+        return np.bincount(part_of_N, weights=values_N, minlength=parts)
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        columns = [
+            summed(signal_N),
+            summed(replayed.stopped_N),
+            summed(decided.gradient),
+            summed(decided.removed),
+            summed(replayed.signed_N * replayed.own_signed_N),
+            summed(replayed.signed_N**2),
+            summed(replayed.differ_N),
+        ]
+    place_N = part_of_N * len(REGIONS) + decided.region
+    for values_N in (replayed.stopped_N, decided.removed):
+        by_region = np.bincount(place_N, weights=values_N, minlength=parts * len(REGIONS)).reshape(parts, len(REGIONS))
+        columns += [by_region[:, REGIONS.index(region)] for region in SIGNAL_REGIONS]
+    sums_PK = np.stack(columns, axis=1)
+    return sums_PK[0] if part_N is None else sums_PK
+
+
+def own_sums_of(replayed: Replayed, part_N: np.ndarray | None = None, parts: int = 1) -> np.ndarray:
+    """The same of what was recorded."""
+    factor = {"factor": replayed.factor_N}  # traces of version 1 have none
+    return sums_of(Replayed(replayed.tokens, Tokens(dict(replayed.tokens.columns) | factor)), part_N, parts)
+
+
+def cosine(sums_K: np.ndarray, own_K: np.ndarray) -> float:
+    """Of the two gradients f·w·(1-p), token for token; NaN where one of them is 0 or not finite."""
+    norms = float(sums_K[KEYS.index("norm")]) * float(own_K[KEYS.index("norm")])
+    if not 0 < norms < math.inf:
+        return math.nan
+    return float(sums_K[KEYS.index("dot")]) / math.sqrt(norms)
