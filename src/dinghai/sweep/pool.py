@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import IO, Any
 
 from dinghai.errors import RunFailed
@@ -36,9 +36,10 @@ def perform_in_processes(
     workers: int,
     allowed_rewards: Collection[str],
     rule_files: Sequence[str],
+    ended: Callable[[Report], None],
     keep_open: Collection[int] = (),
-) -> Iterator[Report]:
-    """Trains the jobs and gives a report of each as it ends. No process outlives the iterator.
+) -> None:
+    """Trains the jobs, and calls `ended` with the report of each. No process outlives the call.
 
     workers:   how many processes at most
     keep_open: file descriptors that the processes hold as long as they live
@@ -51,7 +52,8 @@ def perform_in_processes(
         "rule_files": [os.path.abspath(os.path.expanduser(file)) for file in rule_files],
     }
     with contextlib.closing(_Pool(list(jobs), workers, setup, keep_open)) as pool:
-        yield from pool.reports()
+        for report in pool.reports():
+            ended(report)
 
 
 class _Pool:
