@@ -16,6 +16,7 @@ import pyarrow as pa
 from dinghai.errors import DinghaiError
 from dinghai.lens.bins import evenly_spaced
 from dinghai.lens.doctor.threshold import Threshold
+from dinghai.lens.failure import Failure, read_failure
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.noise import Noise, noise_floor
 from dinghai.lens.rule_facts import readable_rule_facts
@@ -113,8 +114,15 @@ class Case:
         return noise_floor(self.folder, self.config, self.steps[0]) if self.steps else None
 
     @cached_property
+    def failure(self) -> Failure | None:
+        """Why the run had to stop; None where it did not, or has been resumed since."""
+        return read_failure(self.folder)
+
+    @cached_property
     def state(self) -> RunState:
         """Whether the run still grows."""
+        if self.failure is not None:
+            return "stopped"
         planned = self.setting("run.steps")
         return run_state(self.folder, self._metrics, planned if isinstance(planned, int) else None)
 

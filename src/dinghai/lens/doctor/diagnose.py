@@ -8,11 +8,27 @@ from types import ModuleType
 from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check
 from dinghai.lens.doctor.checks import (
+    bounds,
+    course,
+    entropy,
     entropy_bounds,
+    lengths,
+    rewards,
+    signal,
+    steps,
 )
 from dinghai.lens.doctor.finding import Finding
 
-MODULES: tuple[ModuleType, ...] = (entropy_bounds,)
+MODULES: tuple[ModuleType, ...] = (
+    bounds,
+    course,
+    entropy,
+    entropy_bounds,
+    lengths,
+    rewards,
+    signal,
+    steps,
+)
 """The modules of `checks/`; each has its `CHECKS`."""
 
 CHECKS: tuple[Check, ...] = tuple(check for module in MODULES for check in module.CHECKS)
