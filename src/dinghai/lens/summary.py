@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +9,16 @@ from typing import Any
 
 from dinghai.errors import InputError
 from dinghai.files import read_json
-from dinghai.lens.concerns import THRESHOLDS, Record, concerns
+from dinghai.lens.doctor.case import Case
+from dinghai.lens.doctor.diagnose import examine
+from dinghai.lens.doctor.finding import Finding
+from dinghai.lens.doctor.trend import change_of_means
 from dinghai.lens.metrics_file import Metrics, load_metrics
-from dinghai.lens.noise import noise_floor
 from dinghai.lens.regions import REGIONS
-from dinghai.lens.rule_facts import readable_rule_facts
-from dinghai.lens.run_state import run_state
 from dinghai.lens.series import Row, is_number, mean_share, share_of_signal, steps_and_values, weighted_mean
 from dinghai.lens.settings import table
+
+REWARD_SIGMAS = 2.0  # standard errors of the difference of two means over steps: 1 in 20 by chance
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RunSummary:
     no_signal_groups: float | None  # share of the groups whose advantages were all 0
     rule: str | None
     parameters: dict[str, float]  # of the rule, by name; those that are off are left out
-    concerns: list[str]  # a sentence for each thing that looks wrong, the gravest first
+    findings: list[Finding]  # what looks wrong, the gravest first
     notes: list[str]  # what is missing or damaged
 
     @property
@@ -124,16 +124,8 @@ def summarize_rows(run: Path, config: dict[str, Any], metrics: Metrics, notes: l
     objective = table(config, "objective")
     steps_planned = _whole(table(config, "run").get("steps"))
     held_out_problems = _whole(table(config, "task").get("held_out"))
-    record = Record(
-        config=config,
-        training=training,
-        evaluations=evaluations,
-        held_out_problems=held_out_problems,
-        noise=noise_floor(run, config, training[0]["step"]) if training else None,
-        nearest_bound=_nearest_bound(run, objective),
-        resume=str(run) if run_state(run, metrics, steps_planned) == "stopped" else None,
-        steps_planned=steps_planned,
-    )
+    case = Case(run, config, metrics)
+    diagnosis = examine(case)
     return RunSummary(
         run=run,
         steps=len(training),
@@ -151,26 +143,23 @@ def summarize_rows(run: Path, config: dict[str, Any], metrics: Metrics, notes: l
         band_fraction=weighted_mean(training, "clip/band_fraction"),
         gradient_removed=removed,
         removed_by_region=by_region,
-        updates_per_batch=_updates_per_batch(config, training),
+        updates_per_batch=case.updates_per_batch,
         updates=_updates(training),
-        of_sequences=str(objective.get("ratio")).startswith("sequence"),
+        of_sequences=case.of_sequences,
         no_signal_groups=weighted_mean(training, "groups/no_signal_fraction", weight=None),
         rule=objective.get("rule"),
         parameters=_parameters(objective),
-        concerns=concerns(record),
-        notes=notes,
+        findings=diagnosis.findings,
+        notes=[*notes, *diagnosis.notes],
     )
 
 
 def _change(values: Sequence[float]) -> Change | None:
-    """Of the mean of the first fifth to that of the last fifth, by the scatter within the two (Welch)."""
-    steps = len(values) // 5
-    if steps < 3:
+    """Of the mean of the first fifth to that of the last fifth."""
+    change = change_of_means(values)
+    if change is None:
         return None
-    first, last = values[:steps], values[-steps:]
-    noise = math.sqrt((statistics.variance(first) + statistics.variance(last)) / steps)
-    begin, end = statistics.fmean(first), statistics.fmean(last)
-    return Change(begin, end, steps, abs(end - begin) > THRESHOLDS["reward_sigmas"].value * noise)
+    return Change(change.first, change.last, len(values) // 5, abs(change.sigmas) > REWARD_SIGMAS)
 
 
 def _effects(rows: Sequence[Row]) -> dict[str, float]:
@@ -198,21 +187,6 @@ def _updates(rows: Sequence[Row]) -> list[UpdateSummary]:
     return [UpdateSummary(index, *values) for index, values in means.items()]
 
 
-def _nearest_bound(run: Path, objective: dict[str, Any]) -> float | None:
-    """|log r| of the rule's bound nearest to r = 1, by the rule's own account, else by epsilon."""
-    facts = readable_rule_facts(run)
-    places = [abs(float(boundary["log_ratio"])) for boundary in facts["boundaries"]] if facts else []
-    places = [place for place in places if place > 0]
-    if not places and facts is None:
-        parameters = _parameters(objective)
-        places = [
-            abs(math.log1p(sign * parameters[name]))
-            for name, sign in (("eps_low", -1), ("eps_high", 1))
-            if 0 < parameters.get(name, 0.0) < 1
-        ]
-    return min(places, default=None)
-
-
 def _removed(rows: Sequence[Row]) -> tuple[float | None, dict[str, float]]:
     """The share of the gradient removed, in all and by region, largest first; of gradient weight in older records."""
     for family in ("clip/gradient_removed", "clip/weight_removed"):
@@ -222,14 +196,6 @@ def _removed(rows: Sequence[Row]) -> tuple[float | None, dict[str, float]]:
         shares = {region: mean_share(rows, f"{family}/{region}") or 0.0 for region in REGIONS}
         return total, dict(sorted(shares.items(), key=lambda item: -item[1]))
     return None, {}
-
-
-def _updates_per_batch(config: dict[str, Any], rows: Sequence[Row]) -> int | None:
-    update = table(config, "update")
-    if isinstance(update.get("epochs"), int) and isinstance(update.get("minibatches"), int):
-        return update["epochs"] * update["minibatches"]
-    counts = [len(row["by_update"]) for row in rows if isinstance(row.get("by_update"), list)]
-    return max(counts) if counts else None
 
 
 def _whole(value: Any) -> int | None:

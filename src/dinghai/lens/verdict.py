@@ -5,12 +5,14 @@ Every sentence holds for every rule: it speaks of effects (stopped, weakened, ..
 
 from __future__ import annotations
 
-from dinghai.lens.concerns import THRESHOLDS, accuracy_noise
+from dinghai.lens.doctor.finding import Finding
+from dinghai.lens.doctor.trend import accuracy_noise
 from dinghai.lens.regions import REGION_MEANING
 from dinghai.lens.summary import RunSummary
 from dinghai.lens.words import counted, joined, ordinal, percent
 
-CLOSING_CONCERNS = 3  # in the terminal; the report has all
+CLOSING_FINDINGS = 3  # in the terminal; the report has all
+ACCURACY_SIGMAS = 2.0  # standard errors of the difference of two accuracies: 1 in 20 by chance
 
 # effect -> what the rule did to the token
 _DID = {"stopped": "stopped", "attenuated": "weakened", "amplified": "strengthened", "reversed": "reversed"}
@@ -30,20 +32,28 @@ _TAKEN_THERE = {
 
 def sentences(summary: RunSummary) -> list[str]:
     """The verdict as the report shows it."""
+    wrong = [finding.sentence for finding in _wrong(summary)]
     if summary.steps == 0:
-        return [_learned(summary)]
-    found = [_learned(summary), _took(summary), _when(summary), _meaning(summary), *summary.concerns]
-    if not summary.concerns:
+        return [_learned(summary), *wrong]
+    found = [_learned(summary), _took(summary), _when(summary), _meaning(summary), *wrong]
+    if not wrong:
         found.append("Nothing looks wrong.")
     return [sentence for sentence in found if sentence]
 
 
 def closing_lines(summary: RunSummary) -> list[str]:
     """The verdict as `dinghai train` ends with it: what was learned and taken away, what looks wrong, the report."""
-    lines = [_learned(summary), _took(summary, short=True), *summary.concerns[:CLOSING_CONCERNS]]
-    left = len(summary.concerns) - CLOSING_CONCERNS
+    wrong = [finding.sentence for finding in _wrong(summary)]
+    lines = [_learned(summary), _took(summary, short=True), *wrong[:CLOSING_FINDINGS]]
+    left = len(wrong) - CLOSING_FINDINGS
     more = f" It names {counted(left, 'more thing')} that {'looks' if left == 1 else 'look'} wrong." if left > 0 else ""
     return [line for line in [*lines, f"The report is {summary.run / 'report.html'}.{more}"] if line]
+
+
+def _wrong(summary: RunSummary) -> list[Finding]:
+    """What was found, but for the one update a batch that `_took` tells of already."""
+    one_update = summary.updates_per_batch == 1
+    return [one for one in summary.findings if not (one_update and one.check == "epsilon-cannot-act")]
 
 
 # --- did it learn ----------------------------------------------------------------------------------------------------
@@ -67,7 +77,7 @@ def _learned(summary: RunSummary) -> str:
     if first == last:
         return f"Held-out accuracy stayed at {percent(first)} over {steps}{besides}."
     if summary.held_out_problems:
-        noise = THRESHOLDS["accuracy_sigmas"].value * accuracy_noise(first, last, summary.held_out_problems)
+        noise = ACCURACY_SIGMAS * accuracy_noise(first, last, summary.held_out_problems)
         if abs(last - first) <= noise:
             return (
                 f"Held-out accuracy shows no change beyond noise over {steps}: {percent(first)} at first and "

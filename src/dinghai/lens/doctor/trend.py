@@ -40,3 +40,15 @@ def whole_or_end(rows: Sequence[Row], key: str) -> tuple[float, str]:
     end = last_tenth(rows)
     whole, late = (weighted_mean(part, key, weight=None) or 0.0 for part in (rows, end))
     return (whole, "") if whole >= late else (late, f"last {counted(len(end), 'step')}")
+
+
+def accuracy_noise(first: float, last: float, problems: int) -> float:
+    """Standard error of the difference of two accuracies, as if each had been measured on problems of its own.
+
+    They are measured on the same ones, where it is smaller: so what is called a change is one.
+    """
+    return math.sqrt((_variance(first) + _variance(last)) / problems)
+
+
+def _variance(share: float) -> float:
+    return max(share * (1 - share), 0.0)

@@ -1,4 +1,4 @@
-"""Whether the rule's bounds act at all, whether they act on nearly everything, and whether they are in the ratio's unit."""
+"""Whether the bounds of the rule act at all, or on nearly everything, and whether they are in the unit of the ratio."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check, Threshold
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
-from dinghai.lens.doctor.trend import FEWEST, change_of_means
+from dinghai.lens.doctor.trend import FEWEST, accuracy_noise, change_of_means
 from dinghai.lens.series import is_finite, last_tenth, steps_and_values, weighted_mean
 from dinghai.lens.words import counted, percent
 
@@ -15,18 +15,6 @@ FELL = Threshold(3.0, "standard errors of the difference: three, since the best 
 PART_SIGMAS = Threshold(4.0, "standard errors of the difference of two means over steps", "statistics")
 PART_STEPS = Threshold(FEWEST, "fewer give no mean of three first and three last steps", "arithmetic")
 NOT_FINITE = Threshold(0, "there is no harmless one", "arithmetic")
-
-
-def accuracy_noise(first: float, last: float, problems: int) -> float:
-    """Standard error of the difference of two accuracies, as if each had been measured on problems of its own.
-
-    They are measured on the same ones, where it is smaller: so what is called a change is one.
-    """
-    return math.sqrt((_variance(first) + _variance(last)) / problems)
-
-
-def _variance(share: float) -> float:
-    return max(share * (1 - share), 0.0)
 
 
 # --- not finite --------------------------------------------------------------------------------------------------
