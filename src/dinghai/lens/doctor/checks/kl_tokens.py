@@ -1,0 +1,152 @@
+"""Checks of how far the policy moved: within a batch, with the tokens that carry it, and from the reference.
+
+Shapes: N tokens.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+
+from dinghai.errors import DinghaiError
+from dinghai.lens.doctor.case import Case
+from dinghai.lens.doctor.check import Check, Threshold
+from dinghai.lens.doctor.checks.places import largest, place_of, token_of
+from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
+from dinghai.lens.series import last_tenth, steps_and_values
+from dinghai.lens.tokens import Tokens
+from dinghai.lens.words import counted, percent
+
+_KL = Threshold(
+    0.1,
+    "nats a token within one batch; Spinning Up's PPO leaves a batch at 1.5 times a target_kl of 0.01 to 0.05, at "
+    "0.015 to 0.075, and Stable-Baselines3 at 1.5 times its own",
+    "folklore",
+)
+_KL_REFERENCE = Threshold(
+    1.0, "nats a token: each token is about e times likelier than before; usual is 0.01 to 0.3", "folklore"
+)
+_RARE = Threshold(0.01, "π_old below which a token is called rare in the evidence", "folklore")
+
+_REFERENCE_KEYS = ("kl_ref_k3", "kl_ref_k1", "kl_ref_k2", "kl_ref_k3+", "kl_ref_k1+")
+
+
+def _kl_blow_up(case: Case) -> Finding | None:
+    limit = _KL.value
+    series = steps_and_values(case.training, "clip/kl_old_new_k3")
+    far = [pair for pair in series if pair[1] > limit]
+    if not far:
+        return None
+    step, worst = max(far, key=lambda pair: pair[1])
+    first = (
+        f"at step {step} by {worst:.2g} nats a token from the policy that sampled (more than {limit:g} in {len(far):,} "
+        f"of {counted(len(series), 'step')}, first at step {far[0][0]})"
+    )
+    return Finding(
+        check="kl-blow-up",
+        grade=Grade.HARMFUL,
+        share=len(far) / len(series),
+        title="The policy moves too far within a batch",
+        evidence=(Evidence(first, Place(step=step)), *_carriers(case, step)),
+        cause="The updates on one batch take the policy further than its samples can say anything about",
+        fix="try a lower update.lr, fewer updates a batch, or update.target_kl",
+        view="curves",
+    )
+
+
+def _carriers(case: Case, step: int, count: int = 3) -> list[Evidence]:
+    """The tokens that carry the KL of a step, in the update in which it is largest; none without its trace."""
+    tokens = _tokens(case, step)
+    if tokens is None or not len(tokens):
+        return []
+    kl_N = _kl(tokens)
+    update = int(np.argmax(np.bincount(tokens.update, kl_N) / np.maximum(np.bincount(tokens.update), 1)))
+    kl_N = np.where(tokens.update == update, kl_N, 0.0)
+    whole = float(kl_N.sum())
+    if not whole > 0:
+        return []
+    order = np.argsort(-kl_N, kind="stable")
+    half = int(np.searchsorted(np.cumsum(kl_N[order]), whole / 2)) + 1
+    few = order[:half]
+    with np.errstate(over="ignore"):
+        rare = float((np.exp(tokens.logp_old[few]) < _RARE.value).mean())
+    ids, counts = np.unique(tokens.token[few], return_counts=True)
+    of_one = f", {percent(counts.max() / half)} token {int(ids[counts.argmax()])}" if half > 1 else ""
+    all_tokens = int((tokens.update == update).sum())
+    found = [
+        Evidence(
+            f"half of the KL of update {update} lies in {counted(half, 'token')} of {all_tokens:,}: {percent(rare)} of "
+            f"them with π_old below {_RARE.value:g}{of_one}",
+            Place(step=step, update=update),
+        )
+    ]
+    return found + [
+        Evidence(
+            f"{token_of(tokens, row)} is {_times(float(tokens.logp_new[row]) - float(tokens.logp_old[row]))}: "
+            f"{percent(float(kl_N[row]) / whole)} of that KL",
+            place_of(case, step, tokens, row),
+        )
+        for row in largest(kl_N, count)
+    ]
+
+
+def _tokens(case: Case, step: int) -> Tokens | None:
+    """Of any recorded step, also of one that the other checks pass over."""
+    try:
+        return case.tokens(step) if step in case.reader.steps() else None
+    except DinghaiError:
+        return None
+
+
+def _kl(tokens: Tokens) -> np.ndarray:
+    """[N] float64, k3 of each token, whose mean estimates KL(old || new); 0 where it is not known or not finite."""
+    with np.errstate(all="ignore"):
+        log_r_N = tokens.logp_new.astype(np.float64) - tokens.logp_old
+        kl_N = np.expm1(log_r_N) - log_r_N
+    return np.where(np.isfinite(kl_N), kl_N, 0.0)
+
+
+def _times(log_r: float) -> str:
+    size = np.exp(min(abs(log_r), 700.0))
+    return f"{size:.3g} times {'likelier' if log_r > 0 else 'rarer'} than when it was sampled"
+
+
+def _far_from_reference(case: Case) -> Finding | None:
+    limit = _KL_REFERENCE.value
+    for key in _REFERENCE_KEYS:
+        series = steps_and_values(case.training, key)
+        if not series or statistics.median(value for _, value in last_tenth(series)) <= limit:
+            continue
+        since = next(step for step, value in series if value > limit)
+        step, worst = max(series, key=lambda pair: pair[1])
+        return Finding(
+            check="far-from-reference",
+            grade=Grade.HARMFUL,
+            share=sum(value > limit for _, value in series) / len(series),
+            title="The policy has run away from where it began",
+            evidence=(
+                Evidence(f"KL to the reference passed {limit:g} nat a token at step {since}", Place(step=since)),
+                Evidence(f"it reached {worst:.3g} at step {step}", Place(step=step)),
+            ),
+            cause="What the penalty takes is less than what the reward gives for going further",
+            fix="try a higher objective.kl.beta or a lower update.lr",
+            view="curves",
+        )
+    return None
+
+
+CHECKS = (
+    Check(
+        "kl-blow-up",
+        "The policy moves too far within a batch of rollouts.",
+        {"kl": _KL, "rare": _RARE},
+        _kl_blow_up,
+    ),
+    Check(
+        "far-from-reference",
+        "The policy has run away from the reference.",
+        {"kl": _KL_REFERENCE},
+        _far_from_reference,
+    ),
+)
