@@ -280,6 +280,9 @@ def test_the_sentences_are_true_for_every_rule(tmp_path: Path, name: str, on_pol
         assert on_policy
 
 
+CUT = [row | {"completion/truncated_fraction": 0.3} for row in ROWS]
+
+
 # --- what looks wrong, and how it ends -------------------------------------------------------------------------------
 
 
@@ -288,31 +291,40 @@ def test_a_sound_run_is_told_so(tmp_path: Path) -> None:
 
 
 def test_what_looks_wrong_comes_last_and_nothing_else_is_said_of_it(tmp_path: Path) -> None:
-    said = verdict(tmp_path, ROWS)
-    assert said[-1].startswith("50.0% of the groups had no signal")
+    said = verdict(tmp_path, CUT)
+    assert said[-1].startswith("Many completions are cut: 30.0% were cut at rollout.max_new_tokens")
     assert "Nothing looks wrong." not in said
 
 
+def test_one_update_a_batch_is_told_once_and_is_not_wrong(tmp_path: Path) -> None:
+    rows = [row | {"clip/stopped_fraction": 0.0, "clip/band_fraction": 0.0} for row in ROWS]
+    rows = [{key: value for key, value in row.items() if "removed" not in key} for row in rows]
+    said = verdict(tmp_path, rows, CONFIG | {"update": {"epochs": 1, "minibatches": 1}})
+    assert [one.check for one in summarize(tmp_path).findings] == ["epsilon-cannot-act"]
+    assert sum("one update" in one for one in said) == 1
+    assert said[-1] == "Nothing looks wrong."
+
+
 def test_the_terminal_has_the_essence(tmp_path: Path) -> None:
-    learned, took, wrong, report = closing_lines(summarize(make_run(tmp_path, ROWS)))
+    learned, took, wrong, report = closing_lines(summarize(make_run(tmp_path, CUT)))
     assert learned.startswith("Held-out accuracy rose from 41.0% to 87.0% over 2 steps")
     assert took == (
         "The rule stopped 4.0% of the tokens that had a signal and took away 3.5% of the gradient; "
         "64% of that in the region overshoot (good tokens already pushed far enough)."
     )
-    assert wrong.startswith("50.0% of the groups had no signal")
+    assert wrong.startswith("Many completions are cut: 30.0% were cut at rollout.max_new_tokens")
     assert report == f"The report is {tmp_path / 'report.html'}."
 
 
 def test_the_terminal_leaves_the_lesser_troubles_to_the_report(tmp_path: Path) -> None:
     bad = {
         "clip/nonfinite_tokens": 1.0,
-        "kl_ref_k3": 9.0,
-        "clip/kl_old_new_k3": 3.0,
+        "clip/ess_fraction": 0.1,
+        "clip/gradient_removed/total": 0.95,
         "groups/no_signal_fraction": 0.9,
         "completion/truncated_fraction": 0.5,
     }
-    lines = closing_lines(summarize(make_run(tmp_path, [{"step": 1} | bad, {"step": 2} | bad])))
+    lines = closing_lines(summarize(make_run(tmp_path, [{"step": step} | bad for step in range(1, 5)])))
     assert len(lines) == 5
     assert lines[-1].endswith("It names 2 more things that look wrong.")
 

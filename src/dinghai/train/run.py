@@ -14,7 +14,7 @@ from torch import Tensor
 from dinghai.config.load import CONFIG_FILE, settings_from_json
 from dinghai.config.settings import RewardSettings, TrainSettings
 from dinghai.errors import InputError
-from dinghai.lens.summary import summarize
+from dinghai.lens.summary import load_run_metrics, summarize
 from dinghai.lens.verdict import closing_lines
 from dinghai.objective.probe import probe
 from dinghai.text import safe
@@ -27,7 +27,9 @@ from dinghai.train.checkpoint import (
     tidy_checkpoints,
 )
 from dinghai.train.cold_start import cold_start
+from dinghai.train.early_warnings import EarlyWarnings
 from dinghai.train.evaluate import held_out_accuracy
+from dinghai.train.finite import failure_kept_in
 from dinghai.train.folder import MetricsFile, choose_folder, create_folder
 from dinghai.train.loop import train_step
 from dinghai.train.run_parts import RunParts
@@ -49,7 +51,8 @@ def train(settings: TrainSettings, allowed_rewards: Collection[str], rule_code: 
     beginning = Beginning(settings, allowed_rewards, rule_code)
     with _named_in_errors(folder), contextlib.closing(beginning.task):
         create_folder(folder, beginning.settings, probe(beginning.policy_loss))
-        _run(folder, beginning, None)
+        with failure_kept_in(folder):
+            _run(folder, beginning, None)
 
 
 def resume(
@@ -73,7 +76,8 @@ def resume(
     beginning = Beginning(settings, allowed_rewards, rule_code)
     with _named_in_errors(run_folder), contextlib.closing(beginning.task):
         _check_own_code(beginning, checkpoint)
-        _run(run_folder, beginning, checkpoint)
+        with failure_kept_in(run_folder):
+            _run(run_folder, beginning, checkpoint)
 
 
 @contextlib.contextmanager
@@ -101,12 +105,14 @@ def _run(folder: Path, beginning: Beginning, checkpoint: Checkpoint | None) -> N
             parts, next_prompt = _restore(folder, beginning, metrics_file, checkpoint)
             done = checkpoint.step
             print(f"resumed after step {done}")
+        warnings = EarlyWarnings(folder, settings.model_dump(mode="json"), load_run_metrics(folder).rows, progress.warn)
         with contextlib.closing(Sinks(settings, folder, done + 1)) as sinks, parts.trace or contextlib.nullcontext():
             for step in range(done + 1, settings.run.steps + 1):
                 metrics, next_prompt = _step(parts, step, next_prompt)
                 metrics_file.append(metrics)
                 sinks.log(metrics)
                 progress.step(metrics)
+                warnings.step(metrics)
                 if step % settings.checkpoint.every == 0 or step == settings.run.steps:
                     _save(folder, parts, beginning, metrics_file, step, next_prompt)
         progress.phase("writing the model and the report")

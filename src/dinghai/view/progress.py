@@ -105,6 +105,13 @@ class TrainProgress:
         if self._live is None and self._is_due(number, metrics):
             self._print_plain(self._plain_line(number))
 
+    def warn(self, line: str) -> None:
+        """A lasting line about something that looks wrong; it scrolls away above the table."""
+        if self._live is not None:
+            self._console.print(Text(safe(line), style="yellow"))
+        else:
+            self._print_plain(safe(line))
+
     def _announce(self, when: str, metrics: Mapping[str, Any]) -> None:
         """A lasting line for each evaluation; it scrolls away above the table."""
         accuracy = metrics.get("held_out/accuracy")
