@@ -11,10 +11,11 @@ objective led to. What another objective would have made of later updates, no tr
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,8 @@ FIRST_ORDER = (
     "the second update of a batch on, and in every later step, its own updates would have led to other weights, and so "
     "to other tokens and ratios. The later, the more of an estimate."
 )
+
+_TOKENS_A_THREAD = 200_000
 
 _MASKED, _NO_SIGNAL = REGIONS.index("masked"), REGIONS.index("no_signal")
 _NO_EFFECT = EFFECTS.index("none")
@@ -282,16 +285,28 @@ class Minibatch:
         if isinstance(policy_loss.correction, AsRecorded) and self.tokens.correction is not None:
             policy_loss = copy.copy(policy_loss)
             policy_loss.correction = _Factors(self._packed(self.tokens.correction))
-        return policy_loss(
-            logp_new=columns["logp_new"],
-            logp_old=columns["logp_old"],
-            advantage=columns["advantage"],
-            logp_sampler=None if policy_loss.correction is None else columns["logp_sampler"],
-            layout=self._layout,
-        ).decision
+        with _as_many_threads_as_pay(len(self._scored_M)):
+            return policy_loss(
+                logp_new=columns["logp_new"],
+                logp_old=columns["logp_old"],
+                advantage=columns["advantage"],
+                logp_sampler=None if policy_loss.correction is None else columns["logp_sampler"],
+                layout=self._layout,
+            ).decision
 
     def _packed(self, column_N: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(column_N[self._scored_M]))
+
+
+@contextlib.contextmanager
+def _as_many_threads_as_pay(tokens: int) -> Iterator[None]:
+    """Of torch's threads one for each so many tokens: on fewer they would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(threads, tokens // _TOKENS_A_THREAD)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ the band. They are of a few steps only, so that they cost neither time nor room.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from dinghai.lens.bins import evenly_spaced
-from dinghai.lens.completions import group as group_of
 from dinghai.lens.replay import (
     FIRST_ORDER,
     KEYS,
@@ -29,16 +27,18 @@ from dinghai.lens.replay import (
     sums_of,
 )
 from dinghai.lens.replay_candidates import Candidate, bounds_of, other_rules, own_candidate
-from dinghai.lens.replay_grid import Grid, grid_for, is_below, pair_sums, side_sums, with_bounds
+from dinghai.lens.replay_grid import Grid, grid_for, pair_sums, side_sums
+from dinghai.lens.replay_groups import replay_group, replay_groups, short
 from dinghai.lens.tokens import Tokens, read_tokens
 from dinghai.objective import PolicyLoss
 from dinghai.trace import TraceReader
 
 TOKENS_READ = 60_000  # rows of the trace, more or less
 EXAMPLES = 6  # of tokens on which two rules differ
-DIGITS = 7  # of a sum: cosines keep six
 
 Json = dict[str, Any]
+
+__all__ = ["replay_group", "replay_groups", "replay_page"]
 
 
 @dataclass(frozen=True)
@@ -109,53 +109,6 @@ def replay_page(run_folder: Path, candidates: Sequence[Candidate] | None = None)
     }
 
 
-def replay_group(run_folder: Path, step: int, group: int, update: int, page: Json | None = None) -> Json:
-    """What other bounds and rules make of the tokens of one prompt in one update.
-
-    Tokens are in the order of `lens.completions.group`: its completions one after the other, those that the update
-    took. `samples` says how many of each.
-
-    Args:
-        page: what `replay_page` gave, whose values of the bounds are used; None: it is made.
-
-    Returns:
-        samples: [[id, tokens], …]
-        grid: None, or for each token `side`: the bound that concerns it, -1 the lower, 1 the upper, 0 neither; and
-            `kept_from`: the place of the first value of that bound at which it is not stopped. None: it never is, or
-            always.
-        rules: by the candidate's key, `region` and `effect` as indices in REGIONS and EFFECTS, and `weight`.
-
-    Raises:
-        InputError: there is no such step, group or update.
-        RunFailed: a file is damaged.
-    """
-    run_folder = Path(run_folder)
-    reader = TraceReader(run_folder / "trace")
-    own = recorded_objective(run_folder)
-    page = replay_page(run_folder) if page is None else page
-    shown = group_of(reader, step, group)["samples"]
-    taken = [(one["id"], len(one["token"])) for one in shown if str(update) in one["updates"]]
-    tokens = read_tokens(reader, step, update)
-    rows_N = np.concatenate([_rows_of(tokens, *one) for one in taken]) if taken else np.zeros(0, dtype=np.int64)
-    mine = tokens.rows(np.isin(tokens.sample, [sample for sample, _ in taken]))
-    mine_N = np.concatenate([_rows_of(mine, *one) for one in taken]) if taken else rows_N
-    rules = {}
-    for one in other_rules(own):
-        where_N, minibatch = (rows_N, tokens) if one.looks_at_minibatch else (mine_N, mine)
-        replayed = Minibatch(minibatch).replay(one.policy_loss)
-        rules[one.key] = {
-            "region": replayed.region_N[where_N].tolist(),
-            "effect": replayed.effect_N[where_N].tolist(),
-            "weight": [_short(weight) for weight in replayed.weight_N[where_N].tolist()],
-        }
-    grid = page["grid"] if page else None
-    return {
-        "samples": [list(one) for one in taken],
-        "grid": _sides(own, grid, mine, mine_N) if grid and grid["separable"] else None,
-        "rules": rules,
-    }
-
-
 def _read(reader: TraceReader, recorded: Sequence[int]) -> _Read:
     """Some of the recorded steps, evenly spaced: as many as `TOKENS_READ` allows, at least one."""
     first = sum(facts["rows"] for name, facts in reader.marker(recorded[0]).files.items() if name.startswith("update"))
@@ -220,39 +173,6 @@ def _disagree(replayed: Replayed, read: _Read, reader: TraceReader) -> list[Json
     return found
 
 
-def _rows_of(tokens: Tokens, sample: int, count: int) -> np.ndarray:
-    """The first rows of a sample, by position."""
-    rows_N = np.flatnonzero(tokens.sample == sample)
-    return rows_N[np.argsort(tokens.position[rows_N], kind="stable")][:count]
-
-
-def _sides(own: PolicyLoss, grid: Json, tokens: Tokens, rows_N: np.ndarray) -> Json:
-    """Which bound concerns each token, and from which of its values on the token is not stopped."""
-    minibatch = Minibatch(tokens)
-    low, high = grid["low"], grid["high"]
-    stopped = []
-    for place in range(max(len(low), len(high))):
-        replayed = minibatch.replay(with_bounds(own, low[min(place, len(low) - 1)], high[min(place, len(high) - 1)]))
-        stopped.append(replayed.stopped_N[rows_N])
-        below_N = is_below(replayed)[rows_N]
-    stopped_VN = np.stack(stopped)
-    moved_N = tokens.signal[rows_N]
-    side_N = np.where(moved_N, np.where(below_N, -1, 1), 0)
-    kept: list[int | None] = []
-    for row, below in enumerate(below_N.tolist()):
-        of_bound_V = stopped_VN[: len(low) if below else len(high), row]
-        last = np.flatnonzero(of_bound_V)
-        first_kept = int(last[-1]) + 1 if len(last) else 0
-        kept.append(first_kept if 0 < first_kept < len(of_bound_V) else None)
-    return {"side": side_N.tolist(), "kept_from": kept}
-
-
 def _rounded(sums: np.ndarray) -> Any:
-    """To `DIGITS` significant digits, whole numbers as such; None for what is not finite."""
-    return [_rounded(part) for part in sums] if sums.ndim > 1 else [_short(value) for value in sums.tolist()]
-
-
-def _short(value: float) -> float | int | None:
-    if not math.isfinite(value):
-        return None
-    return int(value) if value == int(value) else float(f"{value:.{DIGITS}g}")
+    """The numbers of sums, in their shape, as lists."""
+    return [_rounded(part) for part in sums] if sums.ndim > 1 else [short(value) for value in sums.tolist()]
