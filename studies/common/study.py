@@ -19,12 +19,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from common.base import BASE, COLD_START, Tables, cold_started, merged, run_settings
 from common.page import Page, markdown
 from common.results import Measures, Results, Run, read_results
-from matplotlib.figure import Figure
-
-from dinghai.errors import DinghaiError
+from dinghai.errors import DinghaiError, InputError, RunFailed
 from dinghai.files import write_atomically
 from dinghai.sweep.trials import Outcome, Trial, run_trials
 from dinghai.view.figure_style import as_svg, figure_settings
@@ -156,11 +156,13 @@ def main(study: Study) -> int:
             results = run_study(study, QUICK_SEEDS, QUICK_STEPS, quick, cold_starts, options.workers)
         else:
             results = run_study(study, options.seeds, None, options.runs, cold_starts, options.workers)
+        if all(run.error is not None for run in results.runs):
+            raise RunFailed(f"every run failed, so there is nothing to show; the first: {results.runs[0].error}")
         if not options.rewrite:
             write_results(results, folder)
         write_page(study, results, folder)
     except DinghaiError as error:
         print(f"{study.name}: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     print(f"\n{study.page(results).summary}\n{folder / study.name}.md")
     return 0
