@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ FIRST_ORDER = (
 )
 
 _TOKENS_A_THREAD = 200_000
+_catching = threading.Lock()  # the list of warning filters is the whole process's
 
 _MASKED, _NO_SIGNAL = REGIONS.index("masked"), REGIONS.index("no_signal")
 _NO_EFFECT = EFFECTS.index("none")
@@ -140,20 +142,24 @@ class Replayed:
         return self.decided.effect != self.tokens.effect
 
     @property
-    def as_recorded_N(self) -> np.ndarray:
-        """Region, effect and weight are those of the trace, bool.
+    def same_weight_N(self) -> np.ndarray:
+        """The weight is the recorded one, bool: to the last bit that the trace keeps.
 
-        The weight to the last bit that the trace keeps; with a correction, whose factor the trace rounds as well, to
-        one unit of it.
+        To one unit of that where both have a correction, since the trace rounds its factor as well.
         """
-        same_N = (self.decided.region == self.tokens.region) & (self.decided.effect == self.tokens.effect)
         here_N, there_N = self.decided.weight, self.tokens.weight
-        equal_N = (here_N == there_N) | (np.isnan(here_N) & np.isnan(there_N))
-        if self.tokens.correction is not None:
+        same_N: np.ndarray = (here_N == there_N) | (np.isnan(here_N) & np.isnan(there_N))
+        if self.tokens.correction is not None and self.decided.correction is not None:
             unit_N = np.spacing(np.abs(there_N)) * np.float32(2 ** (24 - SIGNIFICANT_BITS["weight"]))
             with np.errstate(invalid="ignore"):
-                equal_N |= np.abs(here_N - there_N) <= unit_N
-        return same_N & equal_N
+                same_N |= np.abs(here_N - there_N) <= unit_N
+        return same_N
+
+    @property
+    def as_recorded_N(self) -> np.ndarray:
+        """Region, effect and weight are those of the trace, bool."""
+        same_N = (self.decided.region == self.tokens.region) & (self.decided.effect == self.tokens.effect)
+        return same_N & self.same_weight_N
 
 
 def _signed(weight_N: np.ndarray, tokens: Tokens) -> np.ndarray:
@@ -198,12 +204,21 @@ def objective_of(settings: TrainSettings) -> PolicyLoss:
     """As `recorded_objective`, from the run's settings. Says nothing about odd values: the run was told."""
     without_kl = settings.objective.kl.model_copy(update={"beta": 0.0})
     objective = settings.objective.model_copy(update={"kl": without_kl})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with caught_warnings():
         policy_loss = build_policy_loss(settings.model_copy(update={"objective": objective}))
     if policy_loss.correction is not None:
         policy_loss.correction = AsRecorded(policy_loss.correction)
     return policy_loss
+
+
+@contextlib.contextmanager
+def caught_warnings() -> Iterator[list[str]]:
+    """What an objective says of its values when it is made, instead of a warning. One thread at a time."""
+    said: list[str] = []
+    with _catching, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+        said += [str(one.message) for one in caught]
 
 
 def replay(reader: TraceReader, step: int, update: int, policy_loss: PolicyLoss) -> Replayed:

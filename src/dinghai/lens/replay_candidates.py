@@ -7,12 +7,12 @@ always its reduction, so that a comparison shows what the rule does to each toke
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dinghai.config.recipe_table import RECIPES
+from dinghai.lens.replay import caught_warnings
 from dinghai.objective import PolicyLoss, find_rule
 from dinghai.objective.correction import Combination, RolloutCorrection
 from dinghai.objective.parameters import ParameterInfo
@@ -104,14 +104,12 @@ def candidate(
     given: dict[str, Any] = dict(parameters or {})
     if is_own:
         given = dataclasses.asdict(own.parameters) | given
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with caught_warnings() as said:
         policy_loss = PolicyLoss(name, ratio=ratio, correction=_combined(correction), **given)
     policy_loss.reduction = own.reduction
     if correction is None:
         policy_loss.correction = own.correction
-    said = tuple(str(one.message) for one in caught)
-    return Candidate(key or name, label_of(policy_loss), policy_loss, said)
+    return Candidate(key or name, label_of(policy_loss), policy_loss, tuple(said))
 
 
 def _combined(corrections: Sequence[RolloutCorrection] | None) -> RolloutCorrection | None:
@@ -121,7 +119,7 @@ def _combined(corrections: Sequence[RolloutCorrection] | None) -> RolloutCorrect
 
 
 def label_of(policy_loss: PolicyLoss) -> str:
-    """The rule's name, its ratio where it is not its paper's, and its parameters: grpo eps_low=0.2 eps_high=0.28."""
+    """The rule, its ratio where it is not its paper's, its parameters: grpo eps_low=0.2 eps_high=0.28."""
     rule = policy_loss.rule
     words = [rule.name]
     if policy_loss.ratio != rule.ratio_levels[0]:
@@ -171,7 +169,8 @@ def papers_bounds(own: PolicyLoss) -> list[Candidate]:
             continue
         changed: dict[str, float | None] = {bounds.low_name: mark.low, bounds.high_name: mark.high}
         key = f"{bounds.low_name}={mark.low:g},{bounds.high_name}={mark.high:g}"
-        found.append(candidate(own, changed, key=key))
+        one = candidate(own, changed, key=key)
+        found.append(dataclasses.replace(one, label=f"{one.label} ({mark.name})", warnings=()))
     return found
 
 
@@ -192,3 +191,12 @@ def _same(one: PolicyLoss, other: PolicyLoss) -> bool:
         and one.ratio == other.ratio
         and dataclasses.asdict(one.parameters) == dataclasses.asdict(other.parameters)
     )
+
+
+def default_candidates(own: PolicyLoss) -> list[Candidate]:
+    """What a replay shows when nothing is asked for: the bounds of papers, then other rules; none of them twice."""
+    found = papers_bounds(own)
+    for one in other_rules(own):
+        if not any(_same(one.policy_loss, other.policy_loss) for other in found):
+            found.append(one)
+    return found

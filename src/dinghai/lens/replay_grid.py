@@ -8,13 +8,15 @@ bounds are those of the lower for the ones plus those of the upper for the other
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dinghai.lens.replay import Minibatch, Replayed, sums_of
-from dinghai.lens.replay_candidates import Bounds, Mark, bounds_of, candidate, marks_for
+from dinghai.lens.replay_candidates import Bounds, Mark, bounds_of, marks_for
 from dinghai.lens.tokens import Tokens
 from dinghai.objective import PolicyLoss
 
@@ -65,7 +67,9 @@ def with_bounds(own: PolicyLoss, low: float, high: float) -> PolicyLoss:
     """The run's objective with other bounds."""
     bounds = bounds_of(own)
     assert bounds is not None
-    return candidate(own, {bounds.low_name: low, bounds.high_name: high}).policy_loss
+    other = copy.copy(own)
+    other.parameters = dataclasses.replace(own.parameters, **{bounds.low_name: low, bounds.high_name: high})
+    return other
 
 
 def side_sums(
@@ -133,7 +137,7 @@ def _values(bounds: Bounds, distance_N: np.ndarray, side: str, more: Sequence[fl
     else:
         ends = np.array([_NARROWEST, _WIDEST]) * own
     narrow, wide = (float(end) for end in ends)
-    narrow = min(narrow, own)
+    narrow = min(narrow, own / 4)
     spaced = np.geomspace(narrow, max(wide * 1.05, 2 * narrow), VALUES) if 0 < narrow < wide < np.inf else []
     found = {own, *more, *(float(f"{value:.3g}") for value in spaced)}
     return sorted(value for value in found if info.admits(value) and np.isfinite(value))

@@ -9,7 +9,6 @@ the band. They are of a few steps only, so that they cost neither time nor room.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,15 @@ from dinghai.lens.bins import evenly_spaced
 from dinghai.lens.replay import (
     FIRST_ORDER,
     KEYS,
-    Minibatch,
-    Replayed,
-    joined,
     own_sums_of,
     recorded_objective,
     sums_of,
 )
 from dinghai.lens.replay_candidates import Candidate, bounds_of, other_rules, own_candidate
+from dinghai.lens.replay_chunk import Chunk, rows_of
 from dinghai.lens.replay_grid import Grid, grid_for, pair_sums, side_sums
 from dinghai.lens.replay_groups import replay_group, replay_groups, short
-from dinghai.lens.tokens import Tokens, read_tokens
+from dinghai.lens.tokens import Tokens
 from dinghai.objective import PolicyLoss
 from dinghai.trace import TraceReader
 
@@ -39,28 +36,6 @@ EXAMPLES = 6  # of tokens on which two rules differ
 Json = dict[str, Any]
 
 __all__ = ["replay_group", "replay_groups", "replay_page"]
-
-
-@dataclass(frozen=True)
-class _Read:
-    """The recorded tokens that a page is made from."""
-
-    minibatches: list[Tokens]
-    place: list[tuple[int, int]]  # (step, update) of each
-
-    @property
-    def updates(self) -> list[int]:
-        return sorted({update for _, update in self.place})
-
-    @property
-    def steps(self) -> list[int]:
-        return sorted({step for step, _ in self.place})
-
-    @property
-    def part_N(self) -> np.ndarray:
-        """The place of each token's update among `updates`."""
-        parts = [self.updates.index(update) for _, update in self.place]
-        return np.repeat(parts, [len(tokens) for tokens in self.minibatches])
 
 
 def replay_page(run_folder: Path, candidates: Sequence[Candidate] | None = None) -> Json | None:
@@ -78,16 +53,18 @@ def replay_page(run_folder: Path, candidates: Sequence[Candidate] | None = None)
     if not recorded:
         return None
     own = recorded_objective(run_folder)
-    read = _read(reader, recorded)
-    tokens, part_N, parts = joined(read.minibatches), read.part_N, len(read.updates)
-    own_replayed = _replayed(own, read)
+    steps = evenly_spaced(recorded, max(1, TOKENS_READ // max(rows_of(reader, recorded[0]), 1)))
+    chunk = Chunk(reader, [(step, update) for step in steps for update in reader.updates(step)])
+    updates = sorted({update for _, update in chunk.places})
+    tokens, part_N, parts = chunk.tokens, chunk.update_place(updates), len(updates)
+    own_replayed = chunk.replay(own)
     grid = grid_for(own, tokens)
     bounds = bounds_of(own)
     return {
         "about": {
-            "steps": read.steps,
+            "steps": steps,
             "recorded_steps": len(recorded),
-            "updates": read.updates,
+            "updates": updates,
             "tokens": len(tokens),
             "signal": int(tokens.signal.sum()),
             "note": FIRST_ORDER,
@@ -103,26 +80,8 @@ def replay_page(run_folder: Path, candidates: Sequence[Candidate] | None = None)
         "keys": list(KEYS),
         "own_sums": _rounded(own_sums_of(own_replayed, part_N, parts)),
         "grid": _grid(own, grid, tokens, part_N, parts) if grid else None,
-        "rules": [
-            _rule(one, read, part_N, parts, reader) for one in (other_rules(own) if candidates is None else candidates)
-        ],
+        "rules": [_rule(one, chunk, part_N, parts) for one in (other_rules(own) if candidates is None else candidates)],
     }
-
-
-def _read(reader: TraceReader, recorded: Sequence[int]) -> _Read:
-    """Some of the recorded steps, evenly spaced: as many as `TOKENS_READ` allows, at least one."""
-    first = sum(facts["rows"] for name, facts in reader.marker(recorded[0]).files.items() if name.startswith("update"))
-    steps = evenly_spaced(recorded, max(1, TOKENS_READ // max(first, 1)))
-    place = [(step, update) for step in steps for update in reader.updates(step)]
-    return _Read([read_tokens(reader, *one) for one in place], place)
-
-
-def _replayed(policy_loss: PolicyLoss, read: _Read) -> Replayed:
-    """What an objective decides on all tokens read: at once, or minibatch by minibatch where it looks at all of one."""
-    if policy_loss.rule.context is None:
-        return Minibatch(joined(read.minibatches)).replay(policy_loss)
-    each = [Minibatch(tokens).replay(policy_loss) for tokens in read.minibatches]
-    return Replayed(joined([one.tokens for one in each]), joined([one.decided for one in each]))
 
 
 def _grid(own: PolicyLoss, grid: Grid, tokens: Tokens, part_N: np.ndarray, parts: int) -> Json:
@@ -142,35 +101,16 @@ def _grid(own: PolicyLoss, grid: Grid, tokens: Tokens, part_N: np.ndarray, parts
     return found | {"low_sums": _rounded(below), "high_sums": _rounded(above)}
 
 
-def _rule(one: Candidate, read: _Read, part_N: np.ndarray, parts: int, reader: TraceReader) -> Json:
-    replayed = _replayed(one.policy_loss, read)
+def _rule(one: Candidate, chunk: Chunk, part_N: np.ndarray, parts: int) -> Json:
+    replayed = chunk.replay(one.policy_loss)
+    places = ("step", "group", "sample", "update", "position")
     return {
         "key": one.key,
         "label": one.label,
         "rule": one.rule,
         "sums": _rounded(sums_of(replayed, part_N, parts)),
-        "disagree": _disagree(replayed, read, reader),
+        "disagree": [{name: getattr(at, name) for name in places} for at in chunk.examples(replayed, EXAMPLES)],
     }
-
-
-def _disagree(replayed: Replayed, read: _Read, reader: TraceReader) -> list[Json]:
-    """Where the tokens lie whose effects differ, those first whose gradients differ most."""
-    apart_N = np.abs(replayed.signed_N - replayed.own_signed_N)
-    apart_N = np.where(replayed.differ_N, np.nan_to_num(apart_N, nan=np.inf), -1.0)
-    starts = np.cumsum([0, *(len(tokens) for tokens in read.minibatches)])
-    found = []
-    for row in np.argsort(-apart_N, kind="stable")[:EXAMPLES].tolist():
-        if apart_N[row] < 0:
-            break
-        minibatch = int(np.searchsorted(starts, row, side="right")) - 1
-        step, update = read.place[minibatch]
-        tokens, here = read.minibatches[minibatch], row - int(starts[minibatch])
-        sample = int(tokens.sample[here])
-        samples = reader.samples(step, ["sample", "group"]).to_pydict()
-        group = samples["group"][samples["sample"].index(sample)]
-        place = {"step": step, "group": group, "sample": sample, "update": update}
-        found.append(place | {"position": int(tokens.position[here])})
-    return found
 
 
 def _rounded(sums: np.ndarray) -> Any:
