@@ -31,6 +31,9 @@ _EXCESS = Threshold(
 )
 _LEAST_GROUPS = Threshold(8, "groups that are needed for a standard error over them", "statistics")
 _SAME = Threshold(0.9, "of the groups have one completion only: nothing is left to compare", "arithmetic")
+_LIKELY = Threshold(
+    0.5, "probability that two draws are equal: below it, equal ones are not for want of entropy", "arithmetic"
+)
 _LOGP = Threshold(
     0.1, "nats on a token of two equal completions of one prompt; bfloat16 scatters by a tenth of it", "measured here"
 )
@@ -166,7 +169,7 @@ def _all_the_same(case: Case) -> Finding | None:
     late = _last_steps(_groups(case))
     if len(late) < _LEAST_GROUPS.value or case.solved:
         return None
-    same = [one for one in late if one.kinds == 1]
+    same = [one for one in late if one.kinds == 1 and one.predicted > _LIKELY.value]
     if len(same) < _SAME.value * len(late):
         return None
     return Finding(
@@ -233,7 +236,7 @@ CHECKS = (
     Check(
         "identical-groups",
         "Nearly all prompts are answered in one way only, though the task is not solved.",
-        {"same": _SAME, "groups": _LEAST_GROUPS},
+        {"same": _SAME, "likely": _LIKELY, "groups": _LEAST_GROUPS},
         _all_the_same,
         of_tokens=True,
     ),

@@ -34,7 +34,9 @@ _ENGINE_KL_FAR = Threshold(0.1, "ten times that: no rounding does it", "folklore
 _GROWN = Threshold(2.0, "times the KL of the first steps: worth a word, no finding by itself", "folklore")
 
 _KEPT = Threshold(
-    0.1, "of the way to the rule's nearest bound, on 95% of the tokens: scatter below it decides nothing", "arithmetic"
+    0.1,
+    "of the way to the rule's nearest bound (root mean square): scatter below it decides next to nothing",
+    "arithmetic",
 )
 
 
@@ -46,15 +48,14 @@ def _ratio_not_one(case: Case) -> Finding | None:
     from_engine = first.is_of_engine
     source = "rollout.dtype" if from_engine else "model.dtype"
     why = reason(case, first.both, source, _dtype(case, source))
-    size = float(np.quantile(np.abs(first.both.apart_N), 0.95))
+    size = float(np.sqrt(np.mean(first.both.apart_N**2)))
     bound = case.nearest_bound
     outside = float((np.abs(first.both.apart_N) > bound).mean()) if bound else 0.0
     harmless = not why.systematic and bound is not None and size < _KEPT.value * bound
     evidence = [
         Evidence(
-            f"in the first update of a batch log r should be 0, and is up to {size:.2g} on 95% of the tokens "
-            f"(KL {first.kl:.2g} nats a token)"
-            + (f"; {percent(outside)} of them lie beyond the rule's nearest bound" if outside else ""),
+            f"in the first update of a batch log r should be 0, and is {size:.2g} (root mean square; KL {first.kl:.2g} "
+            "nats a token)" + (f"; {percent(outside)} of it lies beyond the rule's nearest bound" if outside else ""),
             Place(step=first.worst_step, update=0),
         ),
         Evidence(why.pattern),
@@ -112,7 +113,7 @@ def _engine_mismatch(case: Case) -> Finding | None:
 def _engine_fix(why: Reason, corrections: dict[str, object]) -> str:
     if corrections:
         return f"objective.corrections ({', '.join(corrections)}) corrects for it; at its root: {why.fix}"
-    return why.fix if "corrections.tis" in why.fix else f"{why.fix}; or correct for it with objective.corrections.tis"
+    return why.fix if why.systematic else f"{why.fix}, or correct for it with objective.corrections.tis"
 
 
 class _Compared:

@@ -33,6 +33,9 @@ _TOKENS = Threshold(
     "of the tokens with a signal: updates should make bad tokens rarer; on the built-in task under 0.01",
     "measured here",
 )
+_NARROW = Threshold(
+    0.05, "in log r: beyond nearer bounds a token is not far gone; usual ones are at 0.1 to 0.3", "arithmetic"
+)
 
 _RELAPSE = REGIONS.index("relapse")
 
@@ -55,8 +58,7 @@ def _relapse_dominates(case: Case) -> Finding | None:
     minibatches = [one for step in case.steps for one in _minibatches(case, step)]
     whole = sum(one.gradient for one in minibatches)
     carried = sum(one.far for one in minibatches) / whole if whole > 0 else 0.0
-    # Of tokens only: the ratios of sequences leave their narrow bounds on either side as a matter of course.
-    relapse = (None if case.of_sequences else share_of_signal(case.training, "clip/region/relapse_fraction")) or 0.0
+    relapse = _share_of_tokens(case)
     if carried <= _CARRIED.value and relapse <= _TOKENS.value:
         return None
     evidence = []
@@ -83,6 +85,14 @@ def _relapse_dominates(case: Case) -> Finding | None:
         fix=_fix(case, carried),
         view="regions",
     )
+
+
+def _share_of_tokens(case: Case) -> float:
+    """In relapse, of those with a signal; 0 where the bounds are so narrow that ratios leave them on either side as a
+    matter of course, as the ratios of sequences do."""
+    if case.of_sequences or (case.nearest_bound is not None and case.nearest_bound < _NARROW.value):
+        return 0.0
+    return share_of_signal(case.training, "clip/region/relapse_fraction") or 0.0
 
 
 def _share(minibatches: list[_Minibatch], carried: float) -> Evidence:
@@ -161,7 +171,7 @@ CHECKS = (
     Check(
         "relapse-dominates",
         "Bad tokens that became likelier make much of the gradient, which a dual clip would bound.",
-        {"ratio": _DUAL_CLIP, "carried": _CARRIED, "harmful": _GRAVE, "tokens": _TOKENS},
+        {"ratio": _DUAL_CLIP, "carried": _CARRIED, "harmful": _GRAVE, "tokens": _TOKENS, "narrow bound": _NARROW},
         _relapse_dominates,
     ),
 )
