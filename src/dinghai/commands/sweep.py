@@ -117,10 +117,10 @@ def _train(plan: Plan, folder: Path, options: argparse.Namespace) -> None:
         ended=ended,
         on=options.on,
     )
-    results = write_results(plan, outcomes, folder, options.metric, options.goal)
-    print_results(results)
-    print(f"`dinghai watch {folder}` lays the curves of the runs over each other.")
     failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if len(failed) < len(outcomes):
+        print_results(write_results(plan, outcomes, folder, options.metric, options.goal))
+        print(f"`dinghai watch {folder}` lays the curves of the runs over each other.")
     if failed:
         raise RunFailed(
             f"{len(failed)} of {len(outcomes)} trials failed, the first for this: {failed[0].error}\n"

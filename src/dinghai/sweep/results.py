@@ -17,7 +17,7 @@ from dinghai.errors import RunFailed
 from dinghai.files import write_atomically
 from dinghai.sweep.chart import chart
 from dinghai.sweep.plan import Plan
-from dinghai.sweep.table import Form, Goal, Row, as_csv, as_markdown, cells, headings, measure, notes, tabulate
+from dinghai.sweep.table import Form, Goal, Row, as_csv, as_markdown, columns, measure, notes, tabulate
 from dinghai.sweep.trials import Outcome
 from dinghai.text import safe
 
@@ -75,16 +75,15 @@ def print_results(results: Results, console: Console | None = None) -> None:
     """The table, how to read it, and where it is."""
     console = console or Console(highlight=False)
     plan = results.plan
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    titles = headings(plan)
-    for number, title in enumerate(titles):
-        is_number = len(plan.axes) <= number < len(titles) - 1
-        table.add_column(Text(title), justify="right" if is_number else "left", overflow="fold")
-    form = Form(results.rows)
-    for row in results.rows:
-        table.add_row(*map(Text, cells(plan, row, form)))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    found = columns(plan, results.rows, Form(results.rows))
+    for number, title in enumerate(found):
+        is_number = len(plan.axes) <= number < len(found) - 1
+        table.add_column(Text(title), justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
+    for line in zip(*found.values(), strict=True):
+        table.add_row(*map(Text, line))
     console.print()
-    console.print(Text(f"{safe(results.metric)} at the end, over {len(plan.seeds)} seeds"))
+    console.print(Text(f"{safe(results.metric)} at the end, over {len(plan.seeds)} seeds (n: those with a value)"))
     console.print(table)
     console.print()
     for note in notes(plan, results.rows, results.goal):

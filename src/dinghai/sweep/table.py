@@ -115,6 +115,7 @@ def tabulate(plan: Plan, measured: Sequence[Measured], goal: Goal) -> list[Row]:
     for number in order:
         trials, common = by_setting[number], values[number].keys() & values[plan.reference].keys()
         difference = paired(values[number], values[plan.reference]) if common and number != plan.reference else None
+        is_best = best is not None and _key(ends[number], sign) == _key(ends[best], sign)
         rows.append(
             Row(
                 setting=number,
@@ -125,8 +126,8 @@ def tabulate(plan: Plan, measured: Sequence[Measured], goal: Goal) -> list[Row]:
                 last_tenth=_mean(list(_finite({m.seed: m.last_tenth for m in trials}).values())),
                 whole=_mean(list(_finite({m.seed: m.whole for m in trials}).values())),
                 difference=difference,
-                is_best=number == best,
-                is_told_apart=best is not None and number != best and _apart(ends[number], ends[best]),
+                is_best=is_best,
+                is_told_apart=best is not None and not is_best and _apart(ends[number], ends[best]),
             )
         )
     return rows
@@ -148,38 +149,32 @@ def _apart(one: Interval | None, other: Interval | None) -> bool:
 # --- as text ---------------------------------------------------------------------------------------------------------
 
 
-def headings(plan: Plan) -> list[str]:
-    """Of the columns of `cells`."""
-    return [
-        *plan.short_keys().values(),
-        "seeds",
-        "failed",
-        "mean at the end ± 95 %",
-        "min",
-        "max",
-        "last tenth",
-        "all steps",
-        "difference to reference",
-        "",
+def columns(plan: Plan, rows: Sequence[Row], form: Form) -> dict[str, list[str]]:
+    """The table by column, as text; the first columns are the varied settings."""
+    numbers = [list(row.values.values()) for row in rows]
+    found: dict[str, list[str]] = {
+        short: [safe(plan.settings[row.setting][key]) for row in rows] for key, short in plan.short_keys().items()
+    }
+    found["n"] = [str(len(one)) for one in numbers]
+    found["failed"] = [str(row.failed) for row in rows]
+    if any(row.without_value for row in rows):
+        found["no value"] = [str(row.without_value) for row in rows]
+    found["mean ± 95 %"] = [form.interval(row.end) for row in rows]
+    found["min"] = [form.number(min(one, default=None)) for one in numbers]
+    found["max"] = [form.number(max(one, default=None)) for one in numbers]
+    found["vs reference"] = [
+        "reference" if row.setting == plan.reference else form.interval(row.difference, signed=True) for row in rows
     ]
+    found[""] = [remark(row) for row in rows]
+    return found
 
 
-def cells(plan: Plan, row: Row, form: Form) -> list[str]:
-    """A row as text."""
-    numbers = list(row.values.values())
-    failed = [str(row.failed)] + ([f"{row.without_value} without a value"] if row.without_value else [])
-    return [
-        *(safe(plan.settings[row.setting][axis.key]) for axis in plan.axes),
-        str(len(numbers)),
-        ", ".join(failed),
-        form.interval(row.end),
-        form.number(min(numbers) if numbers else None),
-        form.number(max(numbers) if numbers else None),
-        form.number(row.last_tenth),
-        form.number(row.whole),
-        "reference" if row.setting == plan.reference else form.interval(row.difference, signed=True),
-        remark(row),
-    ]
+def more_columns(rows: Sequence[Row], form: Form) -> dict[str, list[str]]:
+    """Those for the page, which has room."""
+    return {
+        "mean of the last tenth": [form.number(row.last_tenth) for row in rows],
+        "mean of all steps": [form.number(row.whole) for row in rows],
+    }
 
 
 def remark(row: Row) -> str:
@@ -188,17 +183,17 @@ def remark(row: Row) -> str:
         return "no value"
     if row.is_best:
         return "best mean"
-    return "" if row.is_told_apart else "not told apart from it"
+    return "" if row.is_told_apart else "not told apart"
 
 
 class Form:
-    """How the numbers of one metric are written: with as many digits as tell their spread."""
+    """How the numbers of one metric are written: two digits of the usual half-width."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        values = [value for row in rows for value in row.values.values()]
-        spread = max(values) - min(values) if values else 0.0
-        largest = max((abs(value) for value in values), default=0.0)
-        self._decimals = max(0, min(12, 2 - math.floor(math.log10(spread or largest or 1.0))))
+        halves = sorted(row.end.high - row.end.mean for row in rows if row.end and row.end.high > row.end.mean)
+        values = [abs(value) for row in rows for value in row.values.values()]
+        scale = halves[len(halves) // 2] if halves else max(values, default=0.0)
+        self._decimals = max(0, min(12, 1 - math.floor(math.log10(scale or 1.0))))
 
     def number(self, value: float | None, signed: bool = False) -> str:
         if value is None:
@@ -220,7 +215,8 @@ def notes(plan: Plan, rows: Sequence[Row], goal: Goal) -> list[str]:
     which = "the settings without --vary" if plan.reference_is_base else "the first in the order given"
     lines = [
         f"Sorted by the mean, {'highest' if goal == 'max' else 'lowest'} first. ± is the half-width of a 95 % "
-        "t-interval over the seeds: where runs of other seeds would have their mean, not where they would lie.",
+        "t-interval over the seeds: where the mean of many seeds lies, not where single runs do. Not told apart: its "
+        "interval overlaps that of the best mean.",
         f"Differences are paired: setting minus reference ({safe(reference)}: {which}) seed by seed, over the seeds "
         "that both have. That is the stronger comparison, since much of the spread is the seed's.",
     ]
@@ -245,7 +241,8 @@ def notes(plan: Plan, rows: Sequence[Row], goal: Goal) -> list[str]:
 def as_markdown(plan: Plan, rows: Sequence[Row], outcomes: Sequence[Outcome], metric: str, goal: Goal) -> str:
     """The page of a sweep."""
     form = Form(rows)
-    table = [headings(plan), ["---"] * len(headings(plan)), *(cells(plan, row, form) for row in rows)]
+    found = columns(plan, rows, form) | more_columns(rows, form)
+    table = [list(found), ["---"] * len(found), *(list(line) for line in zip(*found.values(), strict=True))]
     lines = [f"# {safe(metric)} over {len(plan.settings)} settings, {len(plan.seeds)} seeds each", ""]
     lines += ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in table]
     lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, rows, goal))]
