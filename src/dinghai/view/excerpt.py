@@ -1,7 +1,8 @@
 """What a report holds of a run's trace: censuses of the run and of a few steps, and completions of these steps.
 
 A trace may be far larger than a page that goes through a mail. So a few telling steps are chosen, of each the prompts
-that lost most gradient, and of these as much as an `Extent` allows.
+that lost most gradient, and of these as much as an `Extent` allows. Prompts that the page
+points to elsewhere are there too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dinghai.errors import DinghaiError
 from dinghai.lens.bins import Bins, bins_for
 from dinghai.lens.census import census
 from dinghai.lens.completions import Limits, Spell, group, group_heads
+from dinghai.lens.words import counted
 from dinghai.text import safe
 from dinghai.trace import TraceReader
 from dinghai.view.token_text import TokenText, speller, visible
@@ -22,6 +24,8 @@ from dinghai.view.token_text import TokenText, speller, visible
 NOTES_AT_MOST = 5
 _HENCE = ", so no completion can be shown token by token"
 UPDATES_AT_MOST = 8  # of a batch, to have a census of each
+NAMED_STEPS = 4  # that are there for what is named of them alone
+NAMED_GROUPS = 8
 
 Json = dict[str, Any]
 
@@ -52,10 +56,16 @@ class Excerpt:
         token_text: None where there is no tokenizer, so that ids are shown.
         removed: step -> the share of its gradient that the rule removed, as far as it is known.
         rule_facts: what is known of the rule's bounds.
+        named: (step, group) of prompts that the page points to, the most important first.
     """
 
     def __init__(
-        self, run_folder: Path, token_text: TokenText | None, removed: dict[int, float], rule_facts: Json | None = None
+        self,
+        run_folder: Path,
+        token_text: TokenText | None,
+        removed: dict[int, float],
+        rule_facts: Json | None = None,
+        named: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.notes: list[str] = []
         self.chosen = ""  # how the steps were chosen, in words
@@ -63,6 +73,8 @@ class Excerpt:
         self._token_text = token_text
         self._spell: Spell | None = speller(token_text) if token_text else None
         self._heads: dict[int, list[Json]] = {}
+        self._named: dict[int, list[int]] = {}
+        self._telling: list[int] = []
         self._censuses: dict[str, Json] = {}
         self._bins: Bins | None = None
         try:
@@ -73,7 +85,9 @@ class Excerpt:
         except DinghaiError as error:
             self.notes.append(safe(str(error)))
             return
-        for step in telling_steps(recorded, removed):
+        self._telling = telling_steps(recorded, removed)
+        self._named = _to_show(named, recorded, self._telling)
+        for step in sorted({*self._telling, *self._named}):
             try:
                 self._heads[step] = group_heads(self._reader, step)
                 self._take_census(str(step), [step], None)
@@ -81,7 +95,8 @@ class Excerpt:
                 self._heads.pop(step, None)
                 self.notes.append(safe(str(error)))
         if self._heads:
-            self.chosen = _chosen(list(self._heads), recorded, removed)
+            more = [step for step in self._heads if step not in self._telling]
+            self.chosen = _chosen([step for step in self._heads if step in self._telling], more, recorded, removed)
 
     @property
     def steps(self) -> list[int]:
@@ -93,14 +108,21 @@ class Excerpt:
         `groups` by "STEP/GROUP"."""
         if extent.by_update:
             self._take_censuses_by_update()
-        heads = {str(step): found[: extent.groups] for step, found in self._heads.items()}
+        heads = {str(step): self._shown_heads(step, extent.groups) for step in self._heads}
         groups = {}
-        for step, found in self._heads.items():
-            for head in found[: extent.groups]:
+        for step, found in heads.items():
+            for head in found:
                 number = head["group"]
-                groups[f"{step}/{number}"] = group(self._reader, step, number, self._spell, extent.limits)
+                groups[f"{step}/{number}"] = group(self._reader, int(step), number, self._spell, extent.limits)
         wanted = {key: one for key, one in self._censuses.items() if extent.by_update or "/" not in key}
         return {"traced": self._traced(), "censuses": wanted, "heads": heads, "groups": groups}
+
+    def _shown_heads(self, step: int, at_most: int) -> list[Json]:
+        """The prompts of a step that lost most, and those that are named."""
+        worst = at_most if step in self._telling else 0
+        named = self._named.get(step, [])
+        found = enumerate(self._heads[step])
+        return [head for place, head in found if place < worst or head["group"] in named]
 
     def nothing(self) -> Json:
         """As `take`, for a page that is to hold no completion: the census of the run alone."""
@@ -130,7 +152,7 @@ class Excerpt:
 
     def _take_censuses_by_update(self) -> None:
         for step in self._heads:
-            updates = self._reader.updates(step)
+            updates = self._reader.updates(step) if step in self._telling else []
             for update in updates if len(updates) <= UPDATES_AT_MOST else []:
                 if f"{step}/{update}" not in self._censuses:
                     self._take_census(f"{step}/{update}", [step], update)
@@ -159,9 +181,20 @@ def with_token_texts(found: Json, token_text: TokenText | None) -> Json:
     return {**found, "by_token": [{**row, "text": text(row["token"])} for row in found["by_token"]]}
 
 
-def _chosen(shown: Sequence[int], recorded: Sequence[int], removed: dict[int, float]) -> str:
-    """How the shown steps were chosen."""
-    if len(shown) == len(recorded):
+def _to_show(named: Sequence[tuple[int, int]], recorded: Sequence[int], telling: Sequence[int]) -> dict[int, list[int]]:
+    """Step -> the groups of it that are named, as many as there is room for."""
+    found: dict[int, list[int]] = {}
+    for step, number in dict.fromkeys(named):
+        others = [one for one in found if one not in telling]
+        is_full = step not in telling and step not in found and len(others) >= NAMED_STEPS
+        if step in recorded and not is_full and sum(map(len, found.values())) < NAMED_GROUPS:
+            found.setdefault(step, []).append(number)
+    return found
+
+
+def _chosen(shown: Sequence[int], more: Sequence[int], recorded: Sequence[int], removed: dict[int, float]) -> str:
+    """How the shown steps were chosen, and those that are there because the page names a prompt of them."""
+    if len(shown) + len(more) == len(recorded):
         return ""
     lost_most = max(shown, key=lambda step: removed.get(step, 0.0))
     most = ""
@@ -169,7 +202,8 @@ def _chosen(shown: Sequence[int], recorded: Sequence[int], removed: dict[int, fl
         of_them = lost_most in telling_steps(recorded, {})
         most = f"; in step {lost_most}" if of_them else f", and step {lost_most}, where"
         most += " the rule removed most gradient"
+    named = f"; and of {counted(len(more), 'more step')} the prompts that the page points to" if more else ""
     return (
-        f"This page holds {len(shown)} of the {len(recorded):,} recorded steps: the first, the middle and the last"
-        f"{most}. `dinghai watch` shows all of them."
+        f"This page holds {len(shown) + len(more)} of the {len(recorded):,} recorded steps: the first, the middle and "
+        f"the last{most}{named}. `dinghai watch` shows all of them."
     )

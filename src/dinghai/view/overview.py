@@ -44,7 +44,7 @@ def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]
         "name": safe(run_folder.resolve().name),
         **_progress(run_folder, summary, metrics),
         "verdict": [safe(one) for one in sentences(summary)],
-        "findings": [all_safe(finding.as_json()) for finding in summary.findings],
+        "findings": [all_safe(one.as_json() | {"sentence": one.sentence}) for one in summary.findings],
         "notes": [safe(note) for note in summary.notes],
         "facts": fact_tiles(summary, config),
         "curves": curves(metrics),

@@ -21,12 +21,13 @@ from dinghai.trace.files import write_atomically
 from dinghai.view import bundle
 from dinghai.view.excerpt import EXTENTS, Excerpt
 from dinghai.view.overview import overview
+from dinghai.view.replay_data import Replay
 from dinghai.view.report_charts import removed_by_step
 from dinghai.view.token_text import TokenText, load_token_text, tokenizer_file
 
 REPORT = "report.html"
 BYTES_AT_MOST = 3_000_000  # opens at once, and goes through a mail
-_STYLES = ["base.css", "charts.css", "overview.css", "clip.css", "tokens.css"]
+_STYLES = ["base.css", "charts.css", "overview.css", "doctor.css", "clip.css", "replay.css", "tokens.css"]
 
 
 def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
@@ -47,12 +48,15 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
     notes = list(seen["notes"])
     if token_text is None:
         token_text = load_token_text(tokenizer_file(run_folder))
-    excerpt = Excerpt(run_folder, token_text, removed_by_step(metrics), seen["rule"])
-    notes += excerpt.notes
+    replay = Replay(run_folder)
+    named = [*evidence_places(seen["findings"]), *replay.places()]
+    excerpt = Excerpt(run_folder, token_text, removed_by_step(metrics), seen["rule"], named)
+    notes += [*excerpt.notes, *(replay.notes if excerpt.steps else [])]
     if token_text is None and excerpt.steps:
         notes.append("the run has no readable tokenizer.json, so tokens are shown by their ids")
     for extent in EXTENTS:
-        page = render(seen, excerpt.take(extent), notes)
+        taken = excerpt.take(extent)
+        page = render(seen, taken | replay.take(taken["groups"]), notes)
         if len(page) <= BYTES_AT_MOST:
             break
     else:  # a vocabulary of enormous tokens
@@ -60,6 +64,12 @@ def write_report(run_folder: Path, token_text: TokenText | None = None) -> Path:
     path = run_folder / REPORT
     write_atomically(path, page, then="run `dinghai report` again")
     return path
+
+
+def evidence_places(findings: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(step, group) of what the findings point to."""
+    places = [one["place"] for finding in findings for one in finding["evidence"]]
+    return [(place["step"], place["group"]) for place in places if {"step", "group"} <= place.keys()]
 
 
 def render(seen: dict[str, Any], excerpt: dict[str, Any], notes: list[str]) -> bytes:

@@ -3,8 +3,9 @@ import { mountClip } from "./clip.js";
 import { mountCompare } from "./compare.js";
 import { el } from "./dom.js";
 import { mountCurves, mountRegions, mountVerdict } from "./overview.js";
+import { mountReplay } from "./replay.js";
 import { mountSettings } from "./settings.js";
-import { sections, themeButton } from "./shell.js";
+import { SECTION_NAMES, sections, themeButton } from "./shell.js";
 import { listen, liveSource } from "./source.js";
 import { mountTokens } from "./tokens.js";
 
@@ -24,8 +25,8 @@ const headOf = id => page.heads.find(head => head.id === id);
 // --- the views: made one after another, and refreshed while they are near ---
 
 // age(): changes when the view has become old.
-function view(id, name, mount, age) {
-  const host = part(id, name);
+function view(id, mount, age) {
+  const host = part(id, SECTION_NAMES[id]);
   const one = { host, entry: byId("bar").lastElementChild, mount, age, made: null, run: null, shown: null, near: false, busy: false, rests: 0, timer: null };
   new IntersectionObserver(seen => {
     one.near = seen[seen.length - 1].isIntersecting;
@@ -35,16 +36,17 @@ function view(id, name, mount, age) {
 }
 
 const version = () => headOf(page.picked).version, trace = () => headOf(page.picked).trace;
-const summary = view("summary", "Summary", mountVerdict, version);
-const compared = view("compare", "Runs compared", host => mountCompare(host, source, comparedRuns), () =>
+const summary = view("summary", mountVerdict, version);
+const compared = view("compare", host => mountCompare(host, source, comparedRuns), () =>
   comparedRuns().map(run => `${run.id}/${run.slot}/${headOf(run.id).version}`).join(" "));
 const views = [
   summary, compared,
-  view("curves", "Curves", mountCurves, version),
-  view("regions", "What the rule did", mountRegions, version),
-  view("clip", "Where the rule acts", mountClip, trace),
-  view("tokens", "Token by token", mountTokens, trace),
-  view("settings", "Settings", mountSettings, version),
+  view("curves", mountCurves, version),
+  view("regions", mountRegions, version),
+  view("clip", mountClip, trace),
+  view("replay", mountReplay, trace),
+  view("tokens", mountTokens, trace),
+  view("settings", mountSettings, version),
 ];
 
 async function bringUpToDate(one) {
@@ -81,8 +83,13 @@ async function bringUpToDate(one) {
 // Where the reader wants to be: kept in sight while views above it are made, until the reader goes elsewhere.
 byId("bar").addEventListener("click", event => {
   const one = views.find(view => view.entry === event.target);
-  page.goal = one && views.some(view => view.run !== page.picked) ? one.host : null;
+  seek(one);
 });
+addEventListener("click", event => {
+  const link = event.target instanceof Element && event.target.closest("a[data-section]");
+  if (link) seek(views.find(view => view.host.id === link.dataset.section));
+});
+function seek(one) { page.goal = one && views.some(view => view.run !== page.picked) ? one.host : null; }
 for (const kind of ["wheel", "touchmove", "keydown"]) addEventListener(kind, () => { page.goal = null; }, { passive: true });
 
 // --- the runs ---

@@ -1,5 +1,6 @@
 // What happened in the run and what the rule did: verdict, facts, curves, regions.
 import { chartFigure, drawBars, drawLines, drawStack } from "./charts.js";
+import { findingList } from "./doctor.js";
 import { el } from "./dom.js";
 import { words } from "./format.js";
 
@@ -34,11 +35,14 @@ function gallery(draw, classOf, classes) {
 }
 
 export function mountVerdict(host, source, run) {
-  const verdict = el("div", "verdict"), facts = el("dl", "facts"), notes = el("div", "notes");
-  host.replaceChildren(verdict, facts, notes);
+  const verdict = el("div", "verdict"), found = el("div", "findings"), facts = el("dl", "facts"), notes = el("div", "notes");
+  const findings = findingList(found);
+  host.replaceChildren(verdict, found, facts, notes);
   const refresh = async () => {
     const data = await source.overview(run);
-    verdict.replaceChildren(...data.verdict.map(sentence => el("p", "", sentence)));
+    const told = new Set(data.findings.map(one => one.sentence));  // each of these is an entry with more to it
+    verdict.replaceChildren(...data.verdict.filter(sentence => !told.has(sentence)).map(sentence => el("p", "", sentence)));
+    await findings.show(data.findings, data.settings, place => source.holds(run, place));
     facts.replaceChildren(...data.facts.map(([name, value, more]) =>
       el("div", "", el("dt", "", name), el("dd", "", value, more ? el("small", "", more) : null))));
     notes.replaceChildren(...data.notes.map(note => el("p", "", note)));

@@ -1,6 +1,40 @@
 // What both pages have around their views: the sections with their table of contents, and the choice of light or dark.
 import { el } from "./dom.js";
 
+// id of a section -> its name in the bar
+export const SECTION_NAMES = {
+  summary: "Summary", compare: "Runs compared", curves: "Curves", regions: "What the rule did", clip: "Where the rule acts",
+  replay: "Another ε or rule", tokens: "Token by token", settings: "Settings",
+};
+
+// The part of an address that the tokens' view reads. place: { step, group, update, sample, position }, as far as known.
+export function placeHash({ step, group, update, sample, position }) {
+  const given = Object.entries({ step, group, update, sample, token: position });
+  return given.filter(([, value]) => value !== undefined && value !== null).map(([key, value]) => [key, String(value)]);
+}
+
+// A link to a section; `asked`, pairs of a name and a value, goes to the address, which the section follows.
+export function linkTo(section, text, asked) {
+  const link = el("a", "to", text), written = () => {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    for (const key of ["step", "group", "update", "sample", "token"]) kept.delete(key);
+    for (const [key, value] of asked) kept.set(key, value);
+    return `#${kept}`;
+  };
+  link.href = asked ? written() : `#${section}`;
+  link.dataset.section = section;
+  link.addEventListener("click", event => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();  // the rest of the address stays: it says which run is shown
+    const host = document.getElementById(section), hash = asked ? written() : location.hash;
+    if (host) host.scrollIntoView({ behavior: "instant" });
+    if (!asked) return;
+    if (location.hash === hash) dispatchEvent(new HashChangeEvent("hashchange"));  // asked for once more
+    else location.hash = hash;
+  });
+  return link;
+}
+
 // Sections in order, each with an entry in the bar that stays at the top. part(id, name) -> the element to fill, which is
 // made where the page has none with that id.
 export function sections(main, bar) {

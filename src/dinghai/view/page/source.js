@@ -1,4 +1,5 @@
 // Where the live page's views get their data: from the server that the page came from.
+import { replayChoice } from "./replay_choice.js";
 
 const KEPT = 60;  // answers about steps, which do not change once a step is complete
 
@@ -26,11 +27,16 @@ export function liveSource() {
   return {
     live: true,
     runs: [],
+    replayed: replayChoice(),
     overview: run => ask(address(run, "overview"), head(run).version),
     traced: run => ask(address(run, "traced"), head(run).trace),
     census: (run, step, update) => ask(address(run, "census", { step, update }), step === null ? head(run).trace : 0),
     groups: (run, step) => ask(address(run, "groups", { step }), 0),
     group: (run, step, group) => ask(address(run, "group", { step, group }), 0),
+    replay: run => ask(address(run, "replay"), head(run).trace),
+    replayGroup: (run, page, step, group, update) => ask(address(run, "replay_group", { step, group, update, recorded: page.about.recorded_steps }), 0),
+    // Whether the tokens' view can show a place: { step, … }.
+    async holds(run, { step }) { return (await this.traced(run)).steps.some(one => one.step === step); },
 
     // What the server says of its runs: [{ id, name, state, steps, version, trace, … }].
     told(list) {

@@ -2,6 +2,7 @@
 import { el, makeTip } from "./dom.js";
 import { formatNumber, isNumber, updateName, words } from "./format.js";
 import { heading } from "./overview.js";
+import { replayMarks } from "./replay_marks.js";
 import { fillHead, makeCard, paintCard, placeInNextLine } from "./token_cards.js";
 import { button, dropDown, filterLegend, promptTable, stepper, updateSlider } from "./token_controls.js";
 import { countUnscored, describeToken, effectOf, isScored, lastUpdate, lossIn, lossOf, movesBetween, occurring, regionOf, sumOf, tallyByUpdate, worstIn } from "./token_facts.js";
@@ -28,6 +29,7 @@ export function mountTokens(host, source, run) {
   const colours = dropDown("colour by", value => { state.colour = value; recolour(); });
   const compare = dropDown("compare with", value => { state.compare = value === BEFORE ? value : value === "" ? null : Number(value); repaint(); });
   const orders = dropDown("order", value => { state.order = value; arrange(); });
+  const replayed = replayMarks(source, run, () => { if (group) repaint(); });
   const worst = button("Next worst", "the token that lost the next most gradient, key n", () => nextWorst());
   const prompts = promptTable(value => openGroup(value));
   const legend = filterLegend(key => { if (!state.only.delete(key)) state.only.add(key); repaint(); });
@@ -35,8 +37,8 @@ export function mountTokens(host, source, run) {
   const prompt = el("pre", "prompt"), samples = el("div", "samples"), said = el("p", "unseen");
   const numbers = el("div", ""), panel = el("div", "tk-panel", button("×", "close the numbers", () => choose(null, null), "close"), numbers);
   const body = el("div", "tk-body", samples, panel), tip = makeTip(body);
-  const bar = el("div", "pickers", steps.node, newest, updates.node, colours.node, compare.node, orders.node, worst);
-  const shell = el("div", "shell tk", bar, trouble, prompts.node, note, legend.node, scaleLegend, changes, prompt, body, said);
+  const bar = el("div", "pickers", steps.node, newest, updates.node, colours.node, compare.node, orders.node, replayed.node, worst);
+  const shell = el("div", "shell tk", bar, trouble, prompts.node, note, legend.node, scaleLegend, changes, replayed.note, prompt, body, said);
   said.setAttribute("role", "status");
   panel.setAttribute("role", "region");
   panel.setAttribute("aria-label", "numbers of the token");
@@ -105,7 +107,11 @@ export function mountTokens(host, source, run) {
     recolour();
     prompts.reveal();
     const card = cardOf(wanted.sample);
-    if (card && wanted.token < card.nodes.length) { choose(card, wanted.token); reveal(card, wanted.token); }
+    if (card && wanted.token < card.nodes.length) {
+      choose(card, wanted.token);
+      reveal(card, wanted.token);
+      if (wanted.isLinked) card.text.focus({ preventScroll: true });
+    }
   }
 
   // The update in which the prompt lost most gradient: where the rule is to be seen. Where none did, the last one.
@@ -138,7 +144,8 @@ export function mountTokens(host, source, run) {
     shell.classList.toggle("comparing", state.compare !== null);
     shell.classList.toggle("scaled", scale !== null);
     passes = makeFilter();
-    worstFirst = worstIn(overview, group.samples, state.update, passes);
+    replayed.take(overview, group, state.step, state.update);
+    worstFirst = replayed.differing(group, state.update) || worstIn(overview, group.samples, state.update, passes);
     for (const card of cards) {
       card.update = lastUpdate(card.sample, state.update);
       card.other = otherUpdate(card);
@@ -168,7 +175,7 @@ export function mountTokens(host, source, run) {
     const chosen = isChosen(sample, place) ? " chosen" : "";
     if (update === null) return `t untaken${kind}${chosen}`;
     const fate = sample.updates[update], region = regionOf(overview, fate, place), effect = effectOf(overview, fate, place);
-    let classes = `t ${scale ? scale.classOf(fate, place) : `r-${region.name}`}${kind}${chosen}`;
+    let classes = `t ${scale ? scale.classOf(fate, place) : `r-${region.name}`}${kind}${chosen}${replayed.classOf(card, place)}`;
     if (!QUIET_EFFECTS.includes(effect.name)) classes += ` e-${effect.name}`;
     if (!passes(region.name, effect.name)) classes += " off";
     if (other === null) return classes;
@@ -187,6 +194,7 @@ export function mountTokens(host, source, run) {
   // How telling a token is, among those that share a column of the strip.
   function weigh(card, place) {
     if (card.update === null) return 0;
+    if (replayed.classOf(card, place)) return Infinity;
     const fate = card.sample.updates[card.update];
     if (!passes(regionOf(overview, fate, place).name, effectOf(overview, fate, place).name)) return -1;
     if (!scale) return lossOf(valueAt(fate.removed, place)) + (regionOf(overview, fate, place).name === "inside" ? 0 : 1e-9);
@@ -255,6 +263,8 @@ export function mountTokens(host, source, run) {
     const compared = [card.update, card.other].filter(update => update !== null);
     const data = { ...overview, corrected: "correction" in card.sample.updates[card.update] };
     fillPanel(numbers, data, compared.map(update => describe(card, place, update)), compared.map(updateName));
+    const otherwise = replayed.sentence(card, place);
+    if (otherwise) numbers.querySelector(".tk-sentence").after(el("p", "tk-replayed", otherwise));
   }
 
   function hover(card, place) {
@@ -287,6 +297,7 @@ export function mountTokens(host, source, run) {
     if (!card || card.update === null) return;
     const token = describe(card, place, card.update);
     said.textContent = `${token.text}: ${words(token.region)}, ${token.scored ? token.effect : "never scored"}, r ${formatRatio(token.ratio)}, A ${formatNumber(token.advantage)}, w ${formatNumber(token.weight)}`;
+    if (replayed.sentence(card, place)) said.textContent += `. ${replayed.sentence(card, place)}`;
   }
 
   function reveal(card, place) {
@@ -298,7 +309,8 @@ export function mountTokens(host, source, run) {
   function fillWorst() {
     const at = placeInWorst(), count = worstFirst.length;
     worst.disabled = count === 0;
-    worst.textContent = at < 0 ? `Next worst (${count})` : `Next worst (${at + 1} of ${count})`;
+    const name = replayed.isOn() ? "Next different" : "Next worst";
+    worst.textContent = at < 0 ? `${name} (${count})` : `${name} (${at + 1} of ${count})`;
   }
 
   function nextWorst() {
@@ -363,7 +375,7 @@ export function mountTokens(host, source, run) {
   function followAddress() {
     if (!shell.isConnected) { removeEventListener("hashchange", followAddress); return; }
     const wanted = readAddress();
-    if (traced.steps.some(one => one.step === wanted.step)) openStep(wanted.step, wanted);
+    if (traced.steps.some(one => one.step === wanted.step)) openStep(wanted.step, { ...wanted, isLinked: true });
   }
   addEventListener("hashchange", followAddress);
 

@@ -53,6 +53,8 @@ class Live:
             "/api/runs/{run}/census": self._census,
             "/api/runs/{run}/groups": self._groups,
             "/api/runs/{run}/group": self._group,
+            "/api/runs/{run}/replay": self._replay,
+            "/api/runs/{run}/replay_group": self._replay_group,
         }
         files = [Route(path, _serve(page)) for path, page in self._pages.items()]
         return [*files, *(Route(path, handler) for path, handler in api.items())]
@@ -111,6 +113,18 @@ class Live:
         step, group = _needed(_numbers(request, needed=("step", "group")))
         key = ("group", group, *run.step_stamp(step))
         return await self._answer(request, run, key, lambda: run.group(step, group))
+
+    async def _replay(self, request: Request) -> Response:
+        run = await self._run(request)
+        _numbers(request)
+        return await self._answer(request, run, ("replay", *run.trace_stamp()), run.replay)
+
+    async def _replay_group(self, request: Request) -> Response:
+        run = await self._run(request)
+        names = ("step", "group", "update", "recorded")
+        step, group, update, recorded = _needed(_numbers(request, needed=names))
+        key = ("replay group", group, update, recorded, *run.step_stamp(step))
+        return await self._answer(request, run, key, lambda: run.replay_group(step, group, update, recorded))
 
     async def _run(self, request: Request) -> WatchedRun:
         await self.events.fresh()

@@ -12,7 +12,17 @@ from dinghai.view.server.answers import Answer, compressed
 ENTRY = "live.js"
 PAGE = "live.html"
 PALETTE = "palette.css"
-STYLES = (PALETTE, "base.css", "charts.css", "overview.css", "clip.css", "tokens.css", "live.css")
+STYLES = (
+    PALETTE,
+    "base.css",
+    "charts.css",
+    "overview.css",
+    "doctor.css",
+    "clip.css",
+    "replay.css",
+    "tokens.css",
+    "live.css",
+)
 _OTHERS = ("theme.js", "icon.svg")
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 

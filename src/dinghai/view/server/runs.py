@@ -24,11 +24,13 @@ from dinghai.trace import TraceReader
 from dinghai.trace.schema import MARKER, step_folder
 from dinghai.view.excerpt import with_token_texts
 from dinghai.view.overview import overview
+from dinghai.view.replay_data import replay_differences, replay_sums
 from dinghai.view.server.seen import CONFIG, METRICS, Seen, Stamp, leads_out_of, modified, stamp_of
 from dinghai.view.token_text import TokenText, load_token_text, speller, tokenizer_file
 
 RUNS_AT_MOST = 500  # of a folder that holds runs, the newest
 NOTES_AT_MOST = 5
+REPLAYS_KEPT = 3  # of a run that grows, for readers who look at one made before
 
 
 class Gone(InputError):
@@ -99,6 +101,7 @@ class WatchedRun:
         self._text: tuple[Stamp, TokenText | None, Spell | None] | None = None
         self._bins: tuple[Stamp, Bins] | None = None
         self._counted: tuple[Bins, RunCensus] | None = None
+        self._replays: dict[int, dict[str, Any] | None] = {}  # by the number of steps that were recorded, the last ones
         self._seen: Seen | None = None
         self._version, self._trace_version = 0, 0
 
@@ -223,6 +226,45 @@ class WatchedRun:
             return group(self.trace, step, number, self._token_text()[1])
         except InputError as error:
             raise Gone(str(error)) from error
+
+    def replay(self) -> dict[str, Any] | None:
+        """As `dinghai.lens.replay_page`: what other bounds and other rules would have decided. A second or two of work.
+
+        Raises:
+            InputError: the run's settings or its rule are not known here; or a link leads out of the run.
+            RunFailed: a file of the trace is damaged.
+        """
+        self._check_links(CONFIG, "trace")
+        notes: list[str] = []
+        if any(self._leads_out(step, notes) for step in self.trace.steps()):
+            raise InputError(notes[0])
+        page = replay_sums(self.folder)
+        with self._lock:
+            self._replays[page["about"]["recorded_steps"] if page else 0] = page
+            for oldest in list(self._replays)[:-REPLAYS_KEPT]:
+                del self._replays[oldest]
+        return page
+
+    def replay_group(self, step: int, number: int, update: int, recorded: int) -> dict[str, Any]:
+        """The tokens of one prompt that the replay decides otherwise, as `dinghai.view.replay_data` gives them.
+
+        Args:
+            recorded: the number of recorded steps that the replay was made with: the values of its bounds are meant.
+
+        Raises:
+            Gone: there is no such step, update or prompt; or the replay has been made anew since.
+            RunFailed: a file is damaged.
+        """
+        self._check_links(CONFIG)
+        self._check_step(step, update)
+        if recorded not in self._replays:
+            self.replay()
+        page = self._replays.get(recorded)
+        if page is None:
+            raise Gone("the run has gone on since it was replayed: replay it again")
+        shown = self.group(step, number)
+        found = replay_differences(self.folder, page, [shown]).get(f"{step}/{number}/{update}")
+        return found or {"grid": [], "rules": {}}  # an update that took none of the prompt's completions
 
     def without_path(self, text: str) -> str:
         """The text with the run's name where its folder's path stands: where it lies is nobody's business."""
