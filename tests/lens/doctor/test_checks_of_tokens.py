@@ -196,10 +196,11 @@ def test_many_tokens_in_relapse_are_told_of_token_ratios_within_usual_bounds_onl
     many = [{"clip/region/relapse_fraction": 0.08}] * 3
     finding = found(make_case(tmp_path / "many", rows=many), "relapse-dominates")
     assert "8.0%" in finding.evidence[0].text
-    for name, settings in {
+    others: dict[str, dict[str, Any]] = {
         "sequences": {"objective.ratio": "sequence"},
         "narrow": {"objective.parameters": {"eps_low": 1e-3, "eps_high": 1e-3}},
-    }.items():
+    }
+    for name, settings in others.items():
         assert look(make_case(tmp_path / name, rows=many, settings=settings), "relapse-dominates") is None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check, Threshold
+from dinghai.lens.doctor.checks.places import first_rows
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
 from dinghai.lens.tokens import Tokens
 from dinghai.lens.words import counted, percent
@@ -87,14 +88,10 @@ def _read_groups(case: Case) -> list[_Group]:
 
 def _completions(tokens: Tokens, lengths: dict[int, int]) -> tuple[dict[int, bytes], dict[int, np.ndarray]]:
     """Token ids and log π_sampler of each completion that is recorded whole, by sample."""
-    order = np.lexsort((tokens.update, tokens.position, tokens.sample))
-    sample_N, position_N = tokens.sample[order], tokens.position[order]
-    first_N = np.ones(len(order), dtype=bool)  # of the rows that several updates have of one token
-    first_N[1:] = (sample_N[1:] != sample_N[:-1]) | (position_N[1:] != position_N[:-1])
-    order, sample_N = order[first_N], sample_N[first_N]
-    token_N, logp_N = tokens.token[order], tokens.logp_sampler[order].astype(np.float64)
+    tokens = tokens.rows(first_rows(tokens))
+    sample_N, token_N, logp_N = tokens.sample, tokens.token, tokens.logp_sampler.astype(np.float64)
     ids, starts = np.unique(sample_N, return_index=True)
-    ends = [*starts[1:].tolist(), len(order)]
+    ends = [*starts[1:].tolist(), len(sample_N)]
     texts, logps = {}, {}
     for sample, start, end in zip(ids.tolist(), starts.tolist(), ends, strict=True):
         if end - start == lengths.get(sample):

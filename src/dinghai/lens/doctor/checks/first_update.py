@@ -13,7 +13,7 @@ from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check, Threshold
 from dinghai.lens.doctor.checks.apart import THRESHOLDS as PATTERNS
 from dinghai.lens.doctor.checks.apart import Evaluations, Reason, reason
-from dinghai.lens.doctor.checks.places import largest, place_of, token_of
+from dinghai.lens.doctor.checks.places import first_rows, largest, place_of, token_of
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place, opened
 from dinghai.lens.tokens import Tokens
 from dinghai.lens.words import percent
@@ -204,11 +204,10 @@ def _joined(pieces: list[Evaluations]) -> Evaluations | None:
 
 
 def _once(tokens: Tokens) -> np.ndarray:
-    """Each token in the first update that took it: in later epochs it is the same pair of log-probs again."""
-    key_N = tokens.sample.astype(np.int64) << 32 | tokens.position
-    first_N = np.zeros(len(tokens), dtype=bool)
-    first_N[np.unique(key_N, return_index=True)[1]] = True  # tokens are ordered by update
-    return first_N
+    """[N] bool: each token in the first update that took it; in later ones it is the same pair of log-probs again."""
+    once_N = np.zeros(len(tokens), dtype=bool)
+    once_N[first_rows(tokens)] = True
+    return once_N
 
 
 def _dtype(case: Case, setting: str) -> str:

@@ -1,4 +1,5 @@
-"""Check that the rule's bounds lie beyond what two evaluations of the same weights differ by. Shapes: N tokens."""
+"""Check that the rule's bounds lie beyond what two evaluations of the same weights differ by. Shapes: N tokens, n
+stopped ones, X values of the noise."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import numpy as np
 from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check, Threshold
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
+from dinghai.lens.noise import engine_apart
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.tokens import Tokens
 from dinghai.lens.words import counted, percent
@@ -24,8 +26,9 @@ def _epsilon_in_noise(case: Case) -> Finding | None:
     noise, bound = case.noise, case.nearest_bound
     if noise is None or bound is None:
         return None
-    noise_R = np.sort(np.abs(_noise(case)))
-    stops, by_chance = _stops_by_chance(case, noise_R) if len(noise_R) else (0, 0.0)
+    apart = engine_apart(case.folder, case.config, case.steps[:1])
+    noise_X = np.sort(np.abs(apart.difference_X)) if apart is not None else np.zeros(0)
+    stops, by_chance = _stops_by_chance(case, noise_X) if len(noise_X) else (0, 0.0)
     many_by_chance = stops >= _LEAST_STOPS.value and by_chance >= _BY_CHANCE.value * stops
     if bound > noise.q95 and not many_by_chance:
         return None
@@ -45,7 +48,7 @@ def _epsilon_in_noise(case: Case) -> Finding | None:
                 f"{percent(by_chance / stops)} pass (half is the most that chance can do)"
             )
         )
-    beyond = float((noise_R > bound).mean()) if len(noise_R) else 0.0
+    beyond = float((noise_X > bound).mean()) if len(noise_X) else 0.0
     return Finding(
         check="epsilon-in-noise",
         grade=Grade.INVALID,
@@ -64,24 +67,10 @@ def _fix(case: Case) -> str:
     return f"{wider}, or float32 in {' and '.join(low)}" if low else f"{wider}; `dinghai epsilon` says how wide"
 
 
-def _noise(case: Case) -> np.ndarray:
-    """[R] float64, log π_old - log π_sampler of the tokens, or of the sequences, of the first step: one each."""
-    tokens = case.tokens(case.steps[0])
-    if tokens is None:
-        return np.zeros(0)
-    tokens = tokens.rows(np.flatnonzero(tokens.update == tokens.update[:1].repeat(len(tokens))))
-    apart_N = tokens.logp_old.astype(np.float64) - tokens.logp_sampler
-    if case.of_sequences:
-        _, row_N = np.unique(tokens.sample, return_inverse=True)
-        length = 1 if case.setting("objective.ratio") == "sequence-product" else np.bincount(row_N)
-        apart_N = np.bincount(row_N, apart_N) / length
-    return apart_N[np.isfinite(apart_N)]
-
-
-def _stops_by_chance(case: Case, noise_R: np.ndarray) -> tuple[int, float]:
+def _stops_by_chance(case: Case, noise_X: np.ndarray) -> tuple[int, float]:
     """Stopped tokens of the steps that are looked at, and how many of them noise alone would have let pass.
 
-    noise_R: sizes, ascending. Of a token at a distance m beyond its bound noise takes away more than m, to the side of
+    noise_X: sizes, ascending. Of a token at a distance m beyond its bound noise takes away more than m, to the side of
     the bound, with half the probability of |noise| > m. The recorded ratio has noise of its own: this is an estimate.
     """
     stops, by_chance = 0, 0.0
@@ -91,8 +80,8 @@ def _stops_by_chance(case: Case, noise_R: np.ndarray) -> tuple[int, float]:
             continue
         margin_n = _margins(case, tokens)
         stops += len(margin_n)
-        further_n = len(noise_R) - np.searchsorted(noise_R, margin_n, side="right")
-        by_chance += float(further_n.sum()) / len(noise_R) / 2
+        further_n = len(noise_X) - np.searchsorted(noise_X, margin_n, side="right")
+        by_chance += float(further_n.sum()) / len(noise_X) / 2
     return stops, by_chance
 
 

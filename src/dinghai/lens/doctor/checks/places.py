@@ -1,4 +1,4 @@
-"""Where a token of the trace stands, for the evidence of checks that read tokens. Shapes: N tokens."""
+"""Which tokens of the trace are meant, and where they stand, for checks that read tokens. Shapes: N tokens."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def token_of(tokens: Tokens, row: int) -> str:
     """E.g. "token 17 (π_old 0.0031)"; what it spells stands with the place in a report."""
     with np.errstate(over="ignore"):
         return f"token {int(tokens.token[row])} (π_old {float(np.exp(tokens.logp_old[row], dtype=np.float64)):.2g})"
+
+
+def first_rows(tokens: Tokens) -> np.ndarray:
+    """Indices of the rows of each token in the first update that took it, ordered by sample and position.
+
+    tokens: of a step, ordered by update: in later epochs the same tokens come again.
+    """
+    return np.unique(tokens.sample.astype(np.int64) << 32 | tokens.position, return_index=True)[1]
