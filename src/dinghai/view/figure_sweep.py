@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from dinghai.view.figure_style import LEGEND_ROW, NARROW, WIDE, drawable, legend_above, new_figure
 from dinghai.view.palette import LIGHT, SERIES
@@ -21,6 +22,9 @@ _HEIGHT = 2.2  # inches of a panel
 _DODGE = 0.5  # share of the distance between two neighbours on the x axis that their series take
 _MARKERS = "osD^vP"  # of means: the first series, the second, ...
 _TICKS_AT_MOST = 7
+_LEGEND_COLUMNS = 3
+_BESIDE = 3.5  # points of type: how far left of its mean a seed stands
+_SEED: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 2.4, "alpha": 0.5, "markeredgewidth": 0}
 
 
 def sweep_figure(data: dict[str, Any]) -> Figure:
@@ -28,8 +32,12 @@ def sweep_figure(data: dict[str, Any]) -> Figure:
     panels = data["panels"]
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    names = [series["name"] for series in panels[0]["series"] if series["name"]]
-    legend_rows = math.ceil(len(names) / 3)
+    handles = [_handle(n, series["name"]) for n, series in enumerate(panels[0]["series"]) if series["name"]]
+    handles.append(Line2D([], [], label="a seed", color=LIGHT["soft"], **_SEED))
+    handles.append(Line2D([], [], label="mean ± 95 %", color=LIGHT["soft"]))
+    if any(map(_has_failed, panels)):
+        handles.append(Line2D([], [], label="failed", color=LIGHT["bad"], marker="x", markersize=3, linestyle=""))
+    legend_rows = math.ceil(len(handles) / _LEGEND_COLUMNS)
     titles = 0.2 * rows if any(panel["title"] for panel in panels) else 0.0
     figure = new_figure(NARROW if columns == 1 else WIDE, _HEIGHT * rows + legend_rows * LEGEND_ROW + titles)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
@@ -40,44 +48,43 @@ def sweep_figure(data: dict[str, Any]) -> Figure:
                 axes.set_ylabel(f"{drawable(data['metric'])}\nat the end")
         else:
             axes.set_visible(False)
-    if names:
-        handles = [_handle(number, name) for number, name in enumerate(names)]
-        if len(panels) == 1:
-            legend_above(grid[0, 0], handles, columns=min(3, len(handles)))
-        else:
-            figure.legend(handles=handles, loc="outside upper left", ncols=min(3, len(handles)))
+    if len(panels) == 1:
+        legend_above(grid[0, 0], handles, columns=_LEGEND_COLUMNS)
+    else:
+        figure.legend(handles=handles, loc="outside upper left", ncols=2 * _LEGEND_COLUMNS)
     return figure
 
 
 def _draw(axes: Axes, panel: dict[str, Any]) -> None:
     x_of = _dodged(panel)
+    beside = axes.transData + ScaledTranslation(-_BESIDE / 72, 0, axes.figure.dpi_scale_trans)
     for number, series in enumerate(panel["series"]):
-        colour = LIGHT[SERIES[number % len(SERIES)]]
+        colour, marker = LIGHT[SERIES[number % len(SERIES)]], _MARKERS[number % len(_MARKERS)]
         for point in series["points"]:
             x = x_of(point["x"], number)
-            axes.plot([x] * len(point["values"]), point["values"], "o", color=colour, markersize=2.6, alpha=0.45, mew=0)
-            if point["mean"] is None:
-                continue
-            if point["low"] is not None:
-                axes.plot([x, x], [point["low"], point["high"]], "-", color=colour, linewidth=1.2)
-            marker = _MARKERS[number % len(_MARKERS)]
-            axes.plot([x], [point["mean"]], marker, color=colour, markersize=4.5, markeredgecolor="white", mew=0.6)
-        for point in series["points"]:
+            if point["mean"] is not None:
+                axes.plot([x] * len(point["values"]), point["values"], **_SEED, color=colour, transform=beside)
+                axes.plot([x], [point["mean"]], marker, color=colour, markersize=4)
+                if point["low"] is not None:
+                    axes.plot([x, x], [point["low"], point["high"]], "-", color=colour)
+                # Points beside the mean are drawn by a transform of their own, which the axis would not make room for.
+                axes.update_datalim([(x, value) for value in point["values"]])
             if point["failed"]:
-                axes.plot(
-                    [x_of(point["x"], number)], [0.0], "x", color=LIGHT["bad"], markersize=4,
-                    transform=axes.get_xaxis_transform(), clip_on=False,
-                )  # fmt: skip
                 axes.annotate(
-                    f"{point['failed']} failed", (x_of(point["x"], number), 0.0), (0, 3), color=LIGHT["bad"], size=6,
-                    xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center",
+                    f"×{point['failed']}", (x, 0), (0, 2), color=LIGHT["bad"], size=6, ha="center",
+                    xycoords=axes.get_xaxis_transform(), textcoords="offset points",
                 )  # fmt: skip
     axes.grid(axis="y")
-    axes.margins(x=0.08)
+    axes.margins(x=0.08, y=0.12 if _has_failed(panel) else 0.05)
+    axes.autoscale_view()
     axes.set_xlabel(drawable(panel["x"]["label"]))
     if panel["title"]:
         axes.set_title(drawable(panel["title"]), loc="left")
     _set_x_axis(axes, panel)
+
+
+def _has_failed(panel: dict[str, Any]) -> bool:
+    return any(point["failed"] for series in panel["series"] for point in series["points"])
 
 
 def _dodged(panel: dict[str, Any]) -> Any:
