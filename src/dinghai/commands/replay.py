@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
 
         from dinghai.lens.replay_json import as_json
 
-        print(json.dumps(as_json(folder, found), ensure_ascii=False, indent=1, allow_nan=False))
+        print(json.dumps(as_json(folder, found), ensure_ascii=False, allow_nan=False))
     else:
         from dinghai.commands.replay_tables import print_comparison
 
