@@ -148,8 +148,8 @@ def page(results: Results) -> Page:
         findings=[
             Finding(
                 "with one update a batch every rule is REINFORCE",
-                f"final weights within {ROUNDING:g} of the way that REINFORCE's have gone, with every seed; a rule that "
-                "declares in the registry that it breaks this is excepted by name",
+                f"final weights within {ROUNDING:g} of the way that REINFORCE's have gone, with every seed; a rule "
+                "that declares in the registry that it breaks this is excepted by name",
                 f"{len(rules) - len(apart_at_1)} of {len(rules)} equal, {len(exact)} of them to the last bit; "
                 f"differ: {differ}",
                 "came out" if equal_holds else "did not come out",

@@ -144,3 +144,15 @@ def ratios_are_per_token(seed: int = 0) -> tuple[float, float]:
 def highest_ratio(p_old: float) -> float:
     """The largest ratio that a token of this probability can have: π_new is at most 1."""
     return 1 / p_old
+
+
+def share_of_stopped() -> tuple[float, float]:
+    """Of two tokens with A = -1, an unlikely one that is stopped and a likely one that is not: the fraction of tokens
+    that is stopped, and of their gradient |w0|·(1-p)."""
+    logp_old = torch.tensor([0.1, 0.9], dtype=torch.float64).log()
+    logp_new = logp_old + torch.tensor([0.75, 1.0], dtype=torch.float64).log()
+    advantage = torch.tensor([-1.0, -1.0], dtype=torch.float64)
+    metrics = PolicyLoss("ppo", eps_low=EPS, eps_high=EPS)(
+        logp_new=logp_new, logp_old=logp_old, advantage=advantage, cu_seqlens=torch.tensor([0, 1, 2])
+    ).stats.metrics()
+    return metrics["stopped_fraction"], metrics["gradient_removed/total"]
