@@ -43,7 +43,7 @@ def advise(run_folder: Path, measured: Sequence[KnownNoise] = ()) -> Advice:
         return Advice(run_folder, policy_loss, nothing, steps_recorded=len(recorded))
     steps = evenly_spaced(recorded, STEPS_READ)
     evidence = Evidence(reader, steps, policy_loss)
-    noises = [*measured, *_from_trace(run_folder, settings, steps)]
+    noises = [*measured, *_from_trace(run_folder, settings, steps, stands_in=not measured)]
     noises.sort(key=lambda known: (known.of_ratio, known.apart.quantile(0.99)), reverse=True)
     advice = Advice(
         run_folder, policy_loss, _too_little(evidence, noises, settings), steps=evidence.steps,
@@ -114,11 +114,16 @@ def _too_little(evidence: Evidence, noises: Sequence[KnownNoise], settings: Trai
     )
 
 
-def _from_trace(run_folder: Path, settings: TrainSettings, steps: Sequence[int]) -> list[KnownNoise]:
+def _from_trace(run_folder: Path, settings: TrainSettings, steps: Sequence[int], stands_in: bool) -> list[KnownNoise]:
+    """That between engine and trainer, which the run's ratios hold only if its log π_old are the engine's.
+
+    stands_in: whether it is taken for that of the ratios where nothing better is known: more code differs between the
+        engine and the trainer than between two evaluations by the trainer.
+    """
     apart = engine_apart(run_folder, settings.model_dump(mode="json"), steps)
     if apart is None:
         return []
     # Rollouts in another precision than the trainer's tell of that precision, not of the trainer's ratios.
     same = settings.rollout.dtype in (None, settings.model.dtype)
     taken = settings.update.shortcuts.old_log_probs == "engine"
-    return [KnownNoise(apart, "engine against trainer, as recorded", of_ratio=same or taken)]
+    return [KnownNoise(apart, "engine against trainer, as recorded", of_ratio=taken or (stands_in and same))]

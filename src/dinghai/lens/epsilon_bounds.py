@@ -151,7 +151,9 @@ def published(bound: Bound, rule: Rule) -> list[Published]:
     A default that is meant for another kind of ratio is left out.
     """
     meant = bound.info.default is not None and (rule.ratio_levels[0] != "token") == bound.of_sequences
-    default = [Published(bound.info.default, rule.title, rule.paper)] if meant and bound.info.default else []
+    default = (
+        [Published(bound.info.default, f"{rule.title}'s default", rule.paper)] if meant and bound.info.default else []
+    )
     others = {}
     for found in (*_of_recipes(bound), *_of_others(bound)):
         others.setdefault(found.value, found)

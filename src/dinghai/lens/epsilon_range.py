@@ -114,16 +114,19 @@ def _suggest(known: _Range, papers: Sequence[Published], of_one_paper: Published
     """A value in the range, or the one that was set where nothing is shown to be wrong with it; and why."""
     value = known.bound.value
     if known.holds(value):
-        return value, "it lies within the range: nothing in this run speaks against it"
+        return value, "within the range, and nothing in this run speaks against that"
     who = next((paper.who for paper in papers if math.isclose(paper.value, value)), None)
     if who is not None and known.high is not None and value > known.high:
-        return value, f"it takes little here, which does no harm that this run shows, and is the value of {who}"
+        return (
+            value,
+            f"beyond the range, so it takes little here; it is the value of {who}, and nothing in this run speaks against it",
+        )
     if of_one_paper is not None:
-        return of_one_paper.value, f"the value of {of_one_paper.who} ({of_one_paper.source}), within the range"
+        return of_one_paper.value, f"{of_one_paper.who} ({of_one_paper.source}), within the range"
     inside = [value for value in known.bound.values if known.holds(value)]
     middle = math.sqrt(inside[0] * inside[-1])
     value = min(inside, key=lambda value: abs(math.log(value / middle)))
-    return value, "the middle of the range, since no paper's values lie in it"
+    return value, "the middle of its range, since no paper's values lie in the ranges"
 
 
 def _paper_for_all(bounds: Sequence[Bound], ranges: Sequence[_Range], policy_loss: PolicyLoss) -> dict[str, Published]:
