@@ -18,7 +18,7 @@ from dinghai.lens.regions import REGIONS
 from dinghai.lens.series import Row, is_number, mean_share, share_of_signal, steps_and_values, weighted_mean
 from dinghai.lens.settings import table
 
-STEPS_READ_LIVE = 3  # recorded steps whose tokens the checks look at in a run that still grows
+READ_LIVE = 3, 300_000  # steps and rows of tokens that the checks look at in a run that still grows
 REWARD_SIGMAS = 2.0  # standard errors of the difference of two means over steps: 1 in 20 by chance
 
 
@@ -127,7 +127,7 @@ def summarize_rows(run: Path, config: dict[str, Any], metrics: Metrics, notes: l
     held_out_problems = _whole(table(config, "task").get("held_out"))
     case = Case(run, config, metrics)
     if case.state == "running":  # a page asks after each step, and must not slow the training down
-        case = Case(run, config, metrics, STEPS_READ_LIVE)
+        case = Case(run, config, metrics, *READ_LIVE)
     diagnosis = examine(case)
     return RunSummary(
         run=run,

@@ -16,7 +16,7 @@ from dinghai.lens.doctor.finding import Finding, Grade
 from dinghai.lens.metrics_file import Metrics
 from dinghai.text import safe
 
-STEPS_READ = 2  # recorded steps, the first and the last: reading takes a few milliseconds
+READ = 2, 300_000  # recorded steps, the first and the last, and rows of their tokens: a few milliseconds
 
 
 class EarlyWarnings:
@@ -41,7 +41,7 @@ class EarlyWarnings:
         self._rows.append(dict(metrics))
         if not _is_due(metrics["step"]):
             return
-        case = Case(self._folder, self._config, Metrics(self._rows), STEPS_READ)
+        case = Case(self._folder, self._config, Metrics(self._rows), *READ)
         for finding in examine(case, early=True).findings:
             if finding.check not in self._told and finding.grade > Grade.NOTE:
                 self._told.add(finding.check)

@@ -25,11 +25,18 @@ from dinghai.lens.series import Row, steps_and_values
 from dinghai.lens.settings import table
 from dinghai.lens.tokens import Tokens, read_tokens
 from dinghai.trace import TraceReader
+from dinghai.trace.schema import update_number
 
 SOLVED = Threshold(
     0.95, "held-out accuracy from which groups agree and entropy falls because the task is done", "arithmetic"
 )
 STEPS_READ = 12  # recorded steps whose tokens are read, at most: the first, the last and some between
+ROWS_READ = 1_000_000
+"""Of tokens and updates, some 100 MB: with larger steps fewer of them are read, but one at least."""
+
+ROWS_OF_A_STEP = 4_000_000
+"""Steps with more are not read: they would take a good part of a gigabyte."""
+
 
 
 class Case:
@@ -40,14 +47,22 @@ class Case:
         config: its settings as config.json has them; may lack anything.
         metrics: its rows so far.
         steps_read: how many recorded steps may be read.
+        rows_read: how many rows of tokens of these, roughly.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], metrics: Metrics, steps_read: int = STEPS_READ) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        metrics: Metrics,
+        steps_read: int = STEPS_READ,
+        rows_read: int = ROWS_READ,
+    ) -> None:
         self.folder, self.config = Path(folder), config
         self.rows: Sequence[Row] = metrics.rows
         self.training: Sequence[Row] = metrics.training  # without step 0
         self.reader = TraceReader(self.folder / "trace")
-        self._metrics, self._steps_read = metrics, steps_read
+        self._metrics, self._steps_read, self._rows_read = metrics, steps_read, rows_read
         self._tokens: dict[tuple[int, int | None], Tokens] = {}
 
     def table(self, *names: str) -> dict[str, Any]:
@@ -131,9 +146,19 @@ class Case:
         """The recorded steps whose tokens the checks look at, none later than the metrics; empty without a trace."""
         last = self.rows[-1]["step"] if self.rows else math.inf
         try:
-            return evenly_spaced([step for step in self.reader.steps() if step <= last], self._steps_read)
+            rows = {step: self._rows_of(step) for step in self.reader.steps() if step <= last}
         except DinghaiError:
             return []
+        steps = [step for step, number in rows.items() if number <= ROWS_OF_A_STEP]
+        if not steps:
+            return []
+        affordable = self._rows_read // max(1, max(rows[step] for step in steps))
+        return evenly_spaced(steps, max(1, min(self._steps_read, affordable)))
+
+    def _rows_of(self, step: int) -> int:
+        """Of the tokens of all updates of a recorded step."""
+        files = self.reader.marker(step).files
+        return sum(entry["rows"] for name, entry in files.items() if update_number(name) is not None)
 
     def updates(self, step: int) -> list[int]:
         """Indices of the updates of a recorded step."""

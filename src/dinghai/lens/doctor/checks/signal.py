@@ -10,7 +10,7 @@ from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check, Threshold
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
 from dinghai.lens.doctor.trend import whole_or_end
-from dinghai.lens.series import last_tenth
+from dinghai.lens.series import first_tenth, is_finite, last_tenth, weighted_mean
 from dinghai.lens.words import percent
 
 NO_SIGNAL = Threshold(
@@ -20,7 +20,7 @@ STEPS = Threshold(4, "the groups of fewer steps are too few to tell", "statistic
 
 
 def _no_signal(case: Case) -> Finding | None:
-    if len(case.training) < STEPS.value:
+    if len(case.training) < STEPS.value or not _reward_varies(case):
         return None
     share, end = whole_or_end(case.training, "groups/no_signal_fraction")
     if share < NO_SIGNAL.value:
@@ -37,6 +37,9 @@ def _no_signal(case: Case) -> Finding | None:
     elif kinds["hard"] > 2 * kinds["easy"]:
         cause, fix = "The prompts are too hard: hardly any completion gets more than the lowest reward", "easier ones"
     grade, fix = Grade.WASTEFUL, f"try {fix}, a larger rollout.group_size{others}"
+    if kinds["hard"] > 2 * kinds["easy"] and _had_signal(case):
+        cause = "The policy has lost what it could do: hardly any completion gets more than the lowest reward any more"
+        grade, fix = Grade.HARMFUL, "go back to a checkpoint from before, with a lower update.lr"
     if case.solved:
         cause, grade = "The task is as good as solved, so further steps teach little", Grade.NOTE
         fix = "stop here, or go on with harder prompts"
@@ -52,6 +55,17 @@ def _no_signal(case: Case) -> Finding | None:
     )
 
 
+def _reward_varies(case: Case) -> bool:
+    """Where it does not at all, that is the fault, and another check's."""
+    known = [row["reward/std"] for row in case.training if is_finite(row, "reward/std")]
+    return not known or any(known)
+
+
+def _had_signal(case: Case) -> bool:
+    begin = weighted_mean(first_tenth(case.training), "groups/no_signal_fraction", weight=None)
+    return begin is not None and begin < NO_SIGNAL.value
+
+
 def _kinds(case: Case) -> dict[str, int]:
     """Groups of the last recorded steps that score alike: how many get the highest reward, the lowest, or another."""
     rewards = [rewards for step in case.steps for _, rewards in _groups(case, step)]
@@ -59,6 +73,8 @@ def _kinds(case: Case) -> dict[str, int]:
     if not rewards:
         return found
     lowest, highest = min(min(one) for one in rewards), max(max(one) for one in rewards)
+    if lowest == highest:  # of the recorded ones
+        return found
     for step in last_tenth(case.steps):
         for _, one in _groups(case, step):
             if min(one) == max(one):

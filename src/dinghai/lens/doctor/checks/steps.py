@@ -24,6 +24,7 @@ SPREAD = Threshold(
     "measured here",
 )
 SPREAD_STEPS = Threshold(0.5, "of the steps, and two at least", "statistics")
+SPREAD_ONCE = Threshold(1.0, "nats in a single step: a typical probability is off by a factor e", "arithmetic")
 STILL = Threshold(1e-3, "nats: no token's probability changes by a thousandth within any batch", "arithmetic")
 STILL_STEPS = Threshold(8, "steps after the warm-up of the learning rate", "arithmetic")
 
@@ -93,9 +94,9 @@ def _steps_too_large(case: Case) -> Finding | None:
         if entry.get("update") == 1 and is_finite(entry, "kl_old_new_k3")
     ]
     wide = [pair for pair in spreads if pair[1] > SPREAD.value]
-    if len(wide) < max(2, SPREAD_STEPS.value * len(spreads)):
+    step, worst = max(wide, key=lambda pair: pair[1], default=(0, 0.0))
+    if worst <= SPREAD_ONCE.value and len(wide) < max(2, SPREAD_STEPS.value * len(spreads)):
         return None
-    step, worst = max(wide, key=lambda pair: pair[1])
     lr = case.setting("update.lr")
     given = f" ({lr:g})" if isinstance(lr, int | float) else ""
     return Finding(
@@ -162,7 +163,7 @@ CHECKS = (
     Check(
         "learning-rate-too-high",
         "One update moves ratios far.",
-        {"spread": SPREAD, "steps": SPREAD_STEPS},
+        {"spread": SPREAD, "steps": SPREAD_STEPS, "spread in one step": SPREAD_ONCE},
         _steps_too_large,
     ),
     Check(
