@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.results import Results
-from common.statistics import interval
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from common.results import Results
+from common.statistics import interval
 from dinghai.view.figure_style import STYLES
 from dinghai.view.palette import LIGHT, SERIES
 

@@ -1,13 +1,18 @@
-"""What several studies read off a run: from its metrics.jsonl."""
+"""What several studies read off a run: from its metrics.jsonl and its trace."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dinghai.lens.metrics_file import load_metrics
+from dinghai.lens.series import mean_share, share_of_signal, weighted_mean
+from dinghai.lens.tokens import read_tokens
+from dinghai.trace import TraceReader
 
 ACCURACY = "held_out/accuracy"
 
@@ -58,14 +63,53 @@ def largest(rows: list[dict[str, Any]], key: str) -> float | None:
 
 
 def mean_over_signal(rows: list[dict[str, Any]], key: str) -> float | None:
-    """The mean of a fraction of the tokens with a signal over the whole run, each step by its tokens."""
-    pairs = [(row[key], row["tokens/signal"]) for row in rows if key in row and row.get("tokens/signal")]
-    tokens = sum(signal for _, signal in pairs)
-    return sum(value * signal for value, signal in pairs) / tokens if tokens else None
+    """A fraction over the whole run, of the tokens with a signal; in the rows clip/region/* are of all tokens."""
+    return share_of_signal(rows, key) if "/region/" in key else weighted_mean(rows, key)
 
 
 def mean_share_of_gradient(rows: list[dict[str, Any]], key: str) -> float | None:
-    """The share of the run's unclipped gradient, e.g. of clip/gradient_removed/total."""
-    pairs = [(row[key], row["clip/gradient_unclipped"]) for row in rows if key in row]
-    whole = sum(gradient for _, gradient in pairs)
-    return sum(share * gradient for share, gradient in pairs) / whole if whole else None
+    """The share of the whole run's unclipped gradient, e.g. of clip/gradient_removed/total."""
+    return mean_share(rows, key)
+
+
+# --- from the trace --------------------------------------------------------------------------------------------------
+
+
+def entropy_by_step(run: Path) -> list[float]:
+    """The mean entropy at steps 1, 2, ... of the policy that sampled, in nats, over the tokens of each first update.
+
+    The minibatch of the first update is a random part of the batch. Set update.shortcuts.skip_no_signal to false: else
+    samples without signal, the surest ones, have no entropy.
+    """
+    reader = TraceReader(run / "trace")
+    means = []
+    for step in reader.steps():
+        tokens = read_tokens(reader, step, 0, ["entropy", "scored"])
+        means.append(float(np.mean(tokens.entropy[tokens.scored], dtype=np.float64)))
+    return means
+
+
+def groups_by_step(run: Path) -> list[dict[str, float]]:
+    """Of each step, over its groups: the mean number of distinct completions, and the share with a right one.
+
+    A completion is right where the task's own reward is above 0.
+    """
+    reader = TraceReader(run / "trace")
+    found = []
+    for step in reader.steps():
+        table = reader.samples(step, ["group", "completion", "reward/task"])
+        texts: dict[int, set[str]] = {}
+        right: dict[int, bool] = {}
+        columns = (table[name].to_pylist() for name in ("group", "completion", "reward/task"))
+        for group, text, reward in zip(*columns, strict=True):
+            texts.setdefault(group, set()).add(text)
+            right[group] = right.get(group, False) or reward > 0
+        distinct = sum(map(len, texts.values())) / len(texts)
+        found.append({"distinct": distinct, "any_right": sum(right.values()) / len(right)})
+    return found
+
+
+def last_mean(values: Sequence[float], steps: int = 5) -> float:
+    """The mean over the last steps."""
+    tail = values[-steps:]
+    return math.fsum(tail) / len(tail)

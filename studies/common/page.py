@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.results import Results
 from common.statistics import CONFIDENCE, Interval
-
-Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -74,21 +72,43 @@ def judge(difference: Interval | None, expected: int) -> str:
     return CAME_OUT if (1 if difference.above_zero else -1) == expected else REVERSED
 
 
+def together(outcomes: Sequence[str]) -> str:
+    """Of several settings: it came out where it did so at one or more, and at none the other way round."""
+    came, turned = outcomes.count(CAME_OUT), outcomes.count(REVERSED)
+    if came and turned:
+        return f"came out at {came} of {len(outcomes)} settings and the other way round at {turned}"
+    if came or turned:
+        return f"{CAME_OUT if came else REVERSED} at {came or turned} of {len(outcomes)} settings"
+    return NOT_TOLD_APART
+
+
 # --- numbers as text -------------------------------------------------------------------------------------------------
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+@dataclass(frozen=True)
+class Format:
+    """How a number is written: a Python format specification, a factor, and the unit behind it."""
+
+    specification: str
+    factor: float = 1.0
+    unit: str = ""
+
+    def __call__(self, value: float) -> str:
+        return self.number(value) + self.unit
+
+    def number(self, value: float) -> str:
+        """Without the unit, and never as -0.0."""
+        text = format(self.factor * value, self.specification)
+        return text.replace("-", "") if not any(digit in text for digit in "123456789") else text
 
 
-def points(value: float) -> str:
-    """A difference of two fractions."""
-    return f"{100 * value:+.1f} points"
+percent = Format(".1f", 100, " %")
+points = Format("+.1f", 100, " points")  # of a difference of two fractions
 
 
 def significant(digits: int = 3, sign: bool = False) -> Format:
     """A format with so many significant digits."""
-    return lambda value: f"{value:{'+' if sign else ''}.{digits}g}"
+    return Format(f"{'+' if sign else ''}.{digits}g")
 
 
 def with_interval(found: Interval | None, form: Format) -> str:
@@ -97,7 +117,12 @@ def with_interval(found: Interval | None, form: Format) -> str:
         return "–"
     if found.n < 2:
         return f"{form(found.mean)} (one seed)"
-    return f"{form(found.mean)} ({form(found.low)} to {form(found.high)})"
+    return f"{form(found.mean)} ({form.number(found.low)} to {form.number(found.high)})"
+
+
+def lines(texts: Iterable[str]) -> str:
+    """Several lines within one cell of a table."""
+    return "<br>".join(texts)
 
 
 # --- markdown --------------------------------------------------------------------------------------------------------
@@ -110,7 +135,7 @@ def markdown(page: Page, results: Results) -> str:
         f"# {page.title}",
         f"**Question.** {page.question}",
         f"**In short.** {page.summary}",
-        f"![{page.figure}]({name}.svg)",
+        f"![{page.title}]({name}.svg)",
         page.figure,
         "## Verdict",
         _table(
@@ -154,11 +179,10 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _bullets(texts: Sequence[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
     rule = ["---:" if letter == "r" else "---" for letter in align]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, rule, *rows])

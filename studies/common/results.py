@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from common.statistics import Interval, interval, paired
-
 from dinghai.files import read_json
 
 Measures = dict[str, Any]  # of a run: numbers, or lists of numbers (a series); None where there is none

@@ -85,3 +85,14 @@ def t_within(t: float, degrees: int) -> float:
         term *= cosine**2 * k / (k + 1)
     total = sine * math.fsum(terms)
     return 2 / math.pi * (theta + total) if odd else total
+
+
+def sign_test(more: int, fewer: int) -> float:
+    """The two-sided probability of so uneven a split, or one more uneven, if both were as likely: exact binomial.
+
+    For pairs that share settings and seed: in how many the one has what the other has not, and the other way round.
+    Pairs that agree do not count.
+    """
+    n = more + fewer
+    tail = sum(math.comb(n, k) for k in range(min(more, fewer) + 1))
+    return min(1.0, 2 * tail / 2**n)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import sys
@@ -122,6 +123,7 @@ def write_results(results: Results, folder: Path) -> None:
     """results/NAME.json."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results.as_json(), indent=None, ensure_ascii=False, allow_nan=False)
+    text = text.replace(f"{STUDIES.parent}{os.sep}", "")  # the place of the checkout is of no interest elsewhere
     write_atomically(folder / f"{results.study}.json", text.replace('{"arm"', '\n{"arm"') + "\n")
 
 
@@ -160,6 +162,7 @@ def main(study: Study) -> int:
             raise RunFailed(f"every run failed, so there is nothing to show; the first: {results.runs[0].error}")
         if not options.rewrite:
             write_results(results, folder)
+            results = read_results(folder / f"{study.name}.json")
         write_page(study, results, folder)
     except DinghaiError as error:
         print(f"{study.name}: {error}", file=sys.stderr)
