@@ -27,6 +27,7 @@ from common.page import (
     Format,
     Page,
     Table,
+    by_outcome,
     judge,
     lines,
     percent,
@@ -178,18 +179,11 @@ def _released(results: Results) -> tuple[str, str]:
 
 def page(results: Results) -> Page:
     found = findings(results)
-    entropy, distinct, right, accuracy, stopped, released = found
-    summary = (
-        f"That a wider upper bound keeps the entropy up {entropy.outcome}; that it keeps completions diverse "
-        f"{distinct.outcome}; that more prompts have a right one among their 8 {right.outcome}; that it ends at a "
-        f"higher accuracy {accuracy.outcome}. That the stopped tokens have probabilities below {PAPERS_LIMIT:g} "
-        f"{stopped.outcome}; that the released ones are unlikely {released.outcome}."
-    )
     return Page(
         title="Clip-higher",
         question="What does a wider upper bound do to entropy, diversity and accuracy, and which tokens does it "
         "release?",
-        summary=summary,
+        summary=by_outcome(found),
         findings=found,
         figure="Left: entropy of the sampling policy by step, mean and interval. Middle: distinct completions among "
         "the 8 of a prompt, last steps, each seed a point. Right: share of unlikely tokens (π_old < "
@@ -197,7 +191,7 @@ def page(results: Results) -> Page:
         tables=[_table(results)],
         literature=[
             "DAPO (arXiv 2503.14476, section 3.1): with ε_high = 0.2 the entropy collapses, since the upper bound "
-            "holds down unlikely tokens; 0.28 keeps it up. Clipped tokens have probabilities below 0.2 (its figure 3a).",
+            "holds down unlikely tokens; 0.28 keeps it up. Its figure 3a has clipped tokens below 0.2.",
             "For a token with π_old > 1/(1+ε_high) the upper bound can never act, since π_new is at most 1: the bound "
             "is one on unlikely tokens by arithmetic.",
         ],

@@ -17,7 +17,7 @@ from common.measures import (
     mean_over_signal,
     rows_of,
 )
-from common.page import Finding, Format, Page, Table, judge, percent, significant, with_interval
+from common.page import Finding, Format, Page, Table, by_outcome, judge, percent, significant, with_interval
 from common.results import Measures, Results
 from common.study import Arm, Study, main
 from matplotlib.figure import Figure
@@ -66,9 +66,9 @@ def measure(run: Path) -> Measures:
 # claim, its arm, the arm it is held against, whether entropy is to be higher (1) or lower (-1)
 CLAIMS = [
     ("the upper bound lowers the entropy", UPPER, NONE, -1),
-    ("the upper bound lowers it beside the lower one too", BOTH, LOWER, -1),
+    ("the upper bound beside the lower one lowers it", BOTH, LOWER, -1),
     ("the lower bound raises the entropy", LOWER, NONE, 1),
-    ("the lower bound raises it beside the upper one too", BOTH, UPPER, 1),
+    ("the lower bound beside the upper one raises it", BOTH, UPPER, 1),
 ]
 
 
@@ -82,11 +82,11 @@ def findings(results: Results) -> list[Finding]:
                 f"{'above' if expected > 0 else 'below'} 0"
             )
             measured = with_interval(difference, significant(2, sign=True))
-            found.append(Finding(f"{words}: {claim}", criterion, f"{measured} nats", judge(difference, expected)))
+            found.append(Finding(f"with {words} {claim}", criterion, f"{measured} nats", judge(difference, expected)))
         gain = results.interval(key(BOTH, reward), "entropy_gain")
         found.append(
             Finding(
-                f"{words}: with both bounds at {EPS} the entropy falls",
+                f"with {words} the entropy falls, both bounds at {EPS:g}",
                 f"with both bounds, the last {LAST} steps less the first: interval below 0",
                 f"{with_interval(gain, significant(2, sign=True))} nats",
                 judge(gain, -1),
@@ -97,19 +97,11 @@ def findings(results: Results) -> list[Finding]:
 
 def page(results: Results) -> Page:
     found = findings(results)
-    told = []
-    for i, words in enumerate(REWARDS.values()):
-        upper, beside_lower, lower, beside_upper, fall = found[5 * i : 5 * i + 5]
-        told.append(
-            f"With {words}: that the upper bound lowers the entropy {upper.outcome} alone and {beside_lower.outcome} "
-            f"beside the lower bound; that the lower bound raises it {lower.outcome} alone and {beside_upper.outcome} "
-            f"beside the upper one; that with both it falls {fall.outcome}."
-        )
     return Page(
         title="Entropy and the two bounds",
         question="Does the upper bound of the clip lower the policy's entropy and the lower bound raise it, even where "
         "the rewards mean nothing?",
-        summary=" ".join(told),
+        summary=by_outcome(found),
         findings=found,
         figure="Entropy of the sampling policy by step: mean over the seeds and its interval.",
         tables=[_table(results)],

@@ -25,6 +25,7 @@ from common.page import (
     Format,
     Page,
     Table,
+    by_outcome,
     judge,
     lines,
     percent,
@@ -128,8 +129,8 @@ def findings(results: Results) -> list[Finding]:
             "the clip keeps training from collapsing",
             "fewer runs than without it end below their start or fail: sign test over the pairs that differ, "
             "p < 0.05; in full if none does with it",
-            f"with {len(lost)} of {runs}, without {len(lost_without)} of {runs} (p = {chance:.2g}), "
-            f"both sides {len(all_collapsed(results, BOTH))} of {runs}",
+            f"{len(lost)} of {runs} with the clip, {len(lost_without)} of {runs} without (p = {chance:.2g}), "
+            f"{len(all_collapsed(results, BOTH))} of {runs} clipped on both sides",
             saved,
         ),
         Finding("training ends better with it than without", f"accuracy, higher: {at_one}", accuracy, accuracy_outcome),
@@ -146,7 +147,7 @@ def findings(results: Results) -> list[Finding]:
             CAME_OUT if bounded == total else "false: it stops gradients and moves nothing back",
         ),
         Finding(
-            "that it leaves relapse and forgotten alone matters: stopping these tokens too is worse",
+            "stopping relapse and forgotten tokens too is worse than leaving them their gradient",
             f"accuracy of the clip less that of both sides, higher: {at_one}",
             both,
             both_outcome,
@@ -162,17 +163,11 @@ def moved(results: Results) -> list[float]:
 
 def page(results: Results) -> Page:
     found = findings(results)
-    collapse, better, nearer, _, both = found
-    summary = (
-        f"That the clip keeps training from collapsing {collapse.outcome} ({collapse.measured}). That training ends "
-        f"better with it {better.outcome}. That it keeps the policy nearer to the sampling one {nearer.outcome}. "
-        f"That stopping the tokens on the other sides too is worse {both.outcome}."
-    )
     return Page(
         title="What the clip is for",
         question="Does the clip keep training from collapsing, at which learning rates and how many updates a batch, "
         "and does it matter that it leaves relapse and forgotten tokens their gradient?",
-        summary=summary,
+        summary=f"Below their start ended {found[0].measured}. {by_outcome(found)}",
         findings=found,
         figure="Held-out accuracy at the end (each seed a point; mean and interval) and the largest KL(old‖new) of "
         "an update, by learning rate, for 4 and for 16 updates a batch. Dashed: the accuracy after the cold start.",

@@ -82,6 +82,14 @@ def together(outcomes: Sequence[str]) -> str:
     return NOT_TOLD_APART
 
 
+def by_outcome(findings: Sequence[Finding]) -> str:
+    """The claims by what became of them, a sentence for each outcome, in the order of the findings."""
+    claims: dict[str, list[str]] = {}
+    for finding in findings:
+        claims.setdefault(finding.outcome, []).append(finding.claim)
+    return " ".join(f"{outcome[0].upper()}{outcome[1:]}: {'; '.join(told)}." for outcome, told in claims.items())
+
+
 # --- numbers as text -------------------------------------------------------------------------------------------------
 
 

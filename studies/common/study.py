@@ -23,6 +23,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from common.base import BASE, COLD_START, Tables, cold_started, merged, run_settings
+from common.index import write_index
 from common.page import Page, markdown
 from common.results import Measures, Results, Run, read_results
 from dinghai.errors import DinghaiError, InputError, RunFailed
@@ -164,6 +165,8 @@ def main(study: Study) -> int:
             write_results(results, folder)
             results = read_results(folder / f"{study.name}.json")
         write_page(study, results, folder)
+        if not options.quick:
+            write_index()
     except DinghaiError as error:
         print(f"{study.name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
