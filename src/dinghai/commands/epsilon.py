@@ -150,10 +150,10 @@ def _values(one: BoundAdvice) -> Table:
     from dinghai.lens.words import percent
     from dinghai.text import safe
 
-    whose = one.bound.whose
-    nats = "nats a token" if one.bound.of_sequences else "KL of a token there"
-    first = f"{one.bound.name} ({', '.join(one.bound.regions)})"
-    table = _table(first, f"{whose} stopped", "their gradient", "by update", "by mistake", nats, "")
+    nats = "nats a token" if one.bound.of_sequences else "KL there"
+    table = _table(one.bound.name, "stopped", "gradient taken", "by update", "by mistake", nats, "")
+    table.title = f"{one.bound.name}: of the {one.bound.whose}, in the region {' and '.join(one.bound.regions)}"
+    table.title_justify, table.title_style = "left", ""
     for value, row in one.values.items():
         table.add_row(
             number(value), percent(row.taken.stopped), percent(row.taken.gradient), _by_update(row.taken),
@@ -179,7 +179,10 @@ def _noises(advice: Advice) -> Table:
     from dinghai.lens.words import percent
 
     names = [one.bound.name for one in advice.bounds]
-    table = _table("noise of log r, nats", "half below", "99% below", *(f"mistaken by {name}" for name in names), "")
+    table = _table(
+        "two evaluations of the same weights", "half below", "99% below", *(f"by {name}" for name in names), ""
+    )
+    table.title, table.title_justify, table.title_style = "noise of log r in nats, and stopped by mistake", "left", ""
     for row in advice.noises:
         apart = row.known.apart
         remark = "the advice goes by it" if row is advice.noises[0] else "" if row.known.of_ratio else "to compare"

@@ -151,9 +151,7 @@ def published(bound: Bound, rule: Rule) -> list[Published]:
     A default that is meant for another kind of ratio is left out.
     """
     meant = bound.info.default is not None and (rule.ratio_levels[0] != "token") == bound.of_sequences
-    default = (
-        [Published(bound.info.default, f"{rule.title}'s default", rule.paper)] if meant and bound.info.default else []
-    )
+    default = [Published(bound.info.default, "the rule's default", rule.paper)] if meant and bound.info.default else []
     others = {}
     for found in (*_of_recipes(bound), *_of_others(bound)):
         others.setdefault(found.value, found)
@@ -175,7 +173,7 @@ def _of_recipes(bound: Bound) -> Iterator[Published]:
             continue
         ratio = str(chosen["objective.ratio"].value) if "objective.ratio" in chosen else rule.ratio_levels[0]
         if info.unit == bound.info.unit and (ratio != "token") == bound.of_sequences:
-            yield Published(float(choice.value), recipe.title, recipe.paper)
+            yield Published(float(choice.value), recipe.title.rpartition(", as in ")[2], recipe.paper)
 
 
 # (name of the bound, whether of sequences, value, who, source), in offsets from 1, beside what recipes have.

@@ -119,10 +119,10 @@ def _suggest(known: _Range, papers: Sequence[Published], of_one_paper: Published
     if who is not None and known.high is not None and value > known.high:
         return (
             value,
-            f"beyond the range, so it takes little here; it is the value of {who}, and nothing in this run speaks against it",
+            f"beyond the range, so it takes little here; it is the value of {who}, and nothing speaks against it",
         )
     if of_one_paper is not None:
-        return of_one_paper.value, f"{of_one_paper.who} ({of_one_paper.source}), within the range"
+        return of_one_paper.value, f"{of_one_paper.who} ({of_one_paper.source}) lies within the range"
     inside = [value for value in known.bound.values if known.holds(value)]
     middle = math.sqrt(inside[0] * inside[-1])
     value = min(inside, key=lambda value: abs(math.log(value / middle)))

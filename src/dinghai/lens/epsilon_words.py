@@ -45,21 +45,20 @@ def ends(one: BoundAdvice) -> str:
     """What would change at the ends of a range."""
     if one.nothing is not None:
         return ""
-    name, whose = one.bound.name, one.bound.whose
-    parts = []
-    if one.low is not None and one.low_is_noise:
-        share = CRITERIA["mistaken"].value
-        parts.append(f"below {number(one.low)} it lies in the noise, which has it stop {share:.0%} of them by mistake")
-    elif one.low is not None:
-        parts.append(f"below {number(one.low)} it takes more than half of the gradient of {whose}")
-    if one.high is not None:
-        little = CRITERIA["takes_little"].value
-        parts.append(f"above {number(one.high)} less than {little:.0%} of it, and does next to nothing")
-    elif parts:
-        parts.append("no value is too wide to act")
+    whose = one.bound.whose
+    little, many = CRITERIA["takes_little"].value, CRITERIA["mistaken"].value
     if one.low is None:
-        parts.insert(0, f"no value is too tight for the {whose}")
-    return f"{name}: {', '.join(parts)}."
+        low = f"no value is too tight, as none takes more than half of the gradient of {whose}"
+    elif one.low_is_noise:
+        low = f"below {number(one.low)} noise has it stop more than {many:.0%} of {whose} by mistake"
+    else:
+        low = f"below {number(one.low)} it takes more than half of the gradient of {whose}"
+    high = (
+        "no value is too wide to act" if one.high is None else f"above {number(one.high)} less than {little:.0%} of it"
+    )
+    if one.low_is_noise and one.high is not None:
+        high = f"above {number(one.high)} it takes less than {little:.0%} of their gradient"
+    return f"{one.bound.name}: {low}; {high}."
 
 
 def noise(advice: Advice) -> str:
