@@ -109,6 +109,18 @@ def test_rounding_far_from_the_bounds_is_a_note_and_says_which_precision(tmp_pat
     assert "update.micro_batch_tokens" in finding.fix
 
 
+def test_what_lies_beyond_a_bound_is_counted_in_what_the_rule_sees(tmp_path: Path) -> None:
+    """Scatter of single tokens cancels in the mean over a sequence, and the bounds of sequences are narrower."""
+    narrow = {"eps_low": 0.05, "eps_high": 0.05, "dual_clip": None}
+    shares = []
+    for ratio in ("token", "sequence"):
+        settings = {"objective.ratio": ratio, "objective.parameters": narrow}
+        finding = found(make_case(tmp_path / ratio, old=scattered(0.1), settings=settings), "ratio-not-one")
+        assert f"% of the {ratio}s lie beyond" in finding.evidence[0].text
+        shares.append(finding.share)
+    assert shares[1] < 0.5 * shares[0]
+
+
 def test_dropout_rates_of_the_model_are_named(tmp_path: Path) -> None:
     case = make_case(tmp_path, old=scattered(0.3))
     (tmp_path / "model").mkdir()
@@ -118,11 +130,15 @@ def test_dropout_rates_of_the_model_are_named(tmp_path: Path) -> None:
     assert not any("resid_pdrop" in one.text for one in finding.evidence)
 
 
-def test_log_probs_of_the_engine_taken_for_the_trainers_are_said_to_be(tmp_path: Path) -> None:
-    case = make_case(tmp_path / "engine", sampler=heated(0.7), old=heated(0.7))
-    finding = found(case, "ratio-not-one")
+def test_log_probs_that_may_be_the_engines_are_told_from_those_that_cannot(tmp_path: Path) -> None:
+    as_engine: dict[str, Any] = {"sampler": heated(0.7), "old": heated(0.7)}
+    theirs = {"update.shortcuts.old_log_probs": "engine"}
+    finding = found(make_case(tmp_path / "engine", settings=theirs, **as_engine), "ratio-not-one")
     assert 'update.shortcuts.old_log_probs = "score"' in finding.fix
-    finding = found(make_case(tmp_path / "own", old=heated(0.7)), "ratio-not-one")
+    finding = found(make_case(tmp_path / "own", **as_engine), "ratio-not-one")
+    assert "old_log_probs" not in finding.fix
+    assert "log π_new is" in finding.evidence[-1].text
+    finding = found(make_case(tmp_path / "apart", old=heated(0.7), settings=theirs), "ratio-not-one")
     assert "old_log_probs" not in finding.fix
 
 

@@ -38,7 +38,7 @@ THRESHOLDS = {
 }
 
 _LEAST_TOKENS = 30  # fewer have no pattern
-_ROUNDING = 2.0**-18  # nats, of log π_sampler as the trace keeps it, with room
+_ROUNDING = 2.0**-18  # nats: of log π_sampler in the trace, with as much again for float32
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Checks that two evaluations of the same weights agree: r = 1 in the first update, and the engine with the trainer.
 
-Shapes: N tokens.
+Shapes: N tokens, X tokens or sequences, whichever have the ratio that the rule sees.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dinghai.lens.doctor.checks.apart import THRESHOLDS as PATTERNS
 from dinghai.lens.doctor.checks.apart import Evaluations, Reason, reason
 from dinghai.lens.doctor.checks.places import first_rows, largest, place_of, token_of
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place, opened
+from dinghai.lens.noise import Apart
 from dinghai.lens.tokens import Tokens
 from dinghai.lens.words import percent
 
@@ -39,30 +40,38 @@ _KEPT = Threshold(
     "arithmetic",
 )
 
+_ROUNDING = 2.0**-18  # nats: of log π_sampler in the trace, with as much again for float32
+_SCORE_OLD = '; or let the trainer score log π_old (update.shortcuts.old_log_probs = "score")'
+
 
 def _ratio_not_one(case: Case) -> Finding | None:
     """In the first update on a batch log π_new and log π_old are of the same weights."""
     first = _Compared(case, lambda tokens: (tokens.logp_new, tokens.logp_old), lambda tokens: tokens.update == 0)
     if first.both is None or first.kl <= _FIRST_KL.value:
         return None
-    from_engine = first.is_of_engine
+    as_engine = first.old_is_as_engines
+    from_engine = as_engine and case.setting("update.shortcuts.old_log_probs") not in ("score", "first-update")
     source = "rollout.dtype" if from_engine else "model.dtype"
     why = reason(case, first.both, source, _dtype(case, source))
-    size = float(np.sqrt(np.mean(first.both.apart_N**2)))
+    seen = Apart.of(
+        first.both.apart_N, first.both.trainer_N, first.both.sequence_N, str(case.setting("objective.ratio"))
+    )
+    size = float(np.sqrt(np.mean(seen.difference_X**2)))
     bound = case.nearest_bound
-    outside = float((np.abs(first.both.apart_N) > bound).mean()) if bound else 0.0
+    outside = float((np.abs(seen.difference_X) > bound).mean()) if bound else 0.0
     harmless = not why.systematic and bound is not None and size < _KEPT.value * bound
     evidence = [
         Evidence(
-            f"in the first update of a batch log r should be 0, and is {size:.2g} (root mean square; KL {first.kl:.2g} "
-            "nats a token)" + (f"; {percent(outside)} of it lies beyond the rule's nearest bound" if outside else ""),
+            f"in the first update of a batch log r should be 0, and is {size:.2g} (root mean square over {seen.what})"
+            + (f"; {percent(outside)} of the {seen.what} lie beyond the rule's nearest bound" if outside else ""),
             Place(step=first.worst_step, update=0),
         ),
         Evidence(why.pattern),
         *first.worst_tokens("π_new"),
     ]
-    if from_engine:
-        evidence.append(Evidence("log π_old is what the engine reported, to its rounding"))
+    if as_engine:
+        whose = "may be the engine's own" if from_engine else "is not what is off: log π_new is"
+        evidence.append(Evidence(f"log π_old agrees with what the engine reported, to its rounding: it {whose}"))
     return Finding(
         check="ratio-not-one",
         grade=Grade.NOTE if harmless else Grade.INVALID,
@@ -72,15 +81,16 @@ def _ratio_not_one(case: Case) -> Finding | None:
         cause=f"{opened(why.cause)}; so the clip acts on what no update did"
         if not harmless
         else f"{opened(why.cause)}; it stays far from the rule's bounds",
-        fix=why.fix + ('; or score log π_old by the trainer (update.shortcuts.old_log_probs = "score")' * from_engine),
+        fix=why.fix + (_SCORE_OLD if from_engine else ""),
         view="regions",
     )
 
 
 def _engine_mismatch(case: Case) -> Finding | None:
-    """log π_old, the trainer's, against log π_sampler, the engine's."""
-    if case.setting("update.shortcuts.old_log_probs") == "engine":
-        return None  # the one was taken for the other: what they differ by shows as r != 1
+    """log π_old, the trainer's, against log π_sampler, the engine's.
+
+    Where the one was taken for the other they agree, and what is wrong shows as r != 1.
+    """
     found = _Compared(case, lambda tokens: (tokens.logp_old, tokens.logp_sampler), _once)
     if found.both is None or found.kl <= _ENGINE_KL.value:
         return None
@@ -157,12 +167,13 @@ class _Compared:
         return int(max(self._pieces, key=lambda piece: float(np.mean(piece[3].kl_N)))[0])
 
     @property
-    def is_of_engine(self) -> bool:
-        """Whether log π_old is log π_sampler to the trace's rounding, while log π_new is not."""
+    def old_is_as_engines(self) -> bool:
+        """Whether log π_old is log π_sampler to the trace's rounding, as it is if it was taken from the engine, and as
+        good as if engine and trainer both compute in float32."""
         same, count = 0, 0
         for _, tokens, rows, _ in self._pieces:
             apart_N = np.abs(tokens.logp_old[rows].astype(np.float64) - tokens.logp_sampler[rows])
-            same, count = same + int((apart_N <= 4e-6).sum()), count + len(rows)
+            same, count = same + int((apart_N <= _ROUNDING).sum()), count + len(rows)
         return same > 0.99 * count
 
     @property

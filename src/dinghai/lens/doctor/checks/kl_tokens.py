@@ -69,15 +69,13 @@ def _carriers(case: Case, step: int, count: int = 3) -> list[Evidence]:
     order = np.argsort(-kl_N, kind="stable")
     half = int(np.searchsorted(np.cumsum(kl_N[order]), whole / 2)) + 1
     few = order[:half]
-    with np.errstate(over="ignore"):
-        rare = float((np.exp(tokens.logp_old[few]) < _RARE.value).mean())
+    rare = int((tokens.logp_old[few] < np.log(_RARE.value)).sum())
     ids, counts = np.unique(tokens.token[few], return_counts=True)
-    of_one = f", {percent(counts.max() / half)} token {int(ids[counts.argmax()])}" if half > 1 else ""
-    all_tokens = int((tokens.update == update).sum())
+    of_one = f", {_part(int(counts.max()), half)} token {int(ids[counts.argmax()])}" if half > 1 else ""
     found = [
         Evidence(
-            f"half of the KL of update {update} lies in {counted(half, 'token')} of {all_tokens:,}: {percent(rare)} of "
-            f"them with π_old below {_RARE.value:g}{of_one}",
+            f"half of the KL of update {update} lies in {counted(half, 'token')} of "
+            f"{int((tokens.update == update).sum()):,}, {_part(rare, half)} rare (π_old below {_RARE.value:g}){of_one}",
             Place(step=step, update=update),
         )
     ]
@@ -89,6 +87,13 @@ def _carriers(case: Case, step: int, count: int = 3) -> list[Evidence]:
         )
         for row in largest(kl_N, count)
     ]
+
+
+def _part(some: int, of: int) -> str:
+    """Of those tokens: all of them, none of them, 12.5% of them."""
+    if of == 1:
+        return "it is" if some else "it is not"
+    return "none of them" if not some else "all of them" if some == of else f"{percent(some / of)} of them"
 
 
 def _tokens(case: Case, step: int) -> Tokens | None:
