@@ -294,11 +294,20 @@ def test_a_bound_in_the_unit_of_another_ratio(tmp_path: Path) -> None:
         ("takes-too-much", Grade.WASTEFUL),
     ]
     assert found[0].evidence[0].text.startswith("eps_low = 0.0003 is on another scale than the ratio of a token")
-    assert found[0].evidence[-1].text == "80.0% of the tokens with a signal lay beyond a bound"
+    assert found[0].evidence[-1].text == "in 20 steps 80.0% of the tokens with a signal lay beyond a bound"
     huge = {"objective": {"rule": "gspo", "ratio": "sequence", "parameters": {"eps_low": 0.2, "eps_high": 0.2}}}
-    found = findings(tmp_path / "huge", every(STILL), huge)
-    assert [one.check for one in found] == ["wrong-unit", "epsilon-cannot-act"]
-    assert found[0].evidence[0].text.startswith("eps_low = 0.2 is on another scale than the ratio of a sequence")
+    for share, checks in ((0.002, ["wrong-unit"]), (0.0, ["wrong-unit", "epsilon-cannot-act"])):
+        found = findings(tmp_path / f"huge{share}", every(STILL | {"clip/band_fraction": share}), huge)
+        assert [one.check for one in found] == checks
+        assert found[0].evidence[0].text.startswith("eps_low = 0.2 is on another scale than the ratio of a sequence")
+        assert found[0].grade == Grade.WASTEFUL
+
+
+def test_a_bound_of_a_ratio_is_not_suspect_in_its_own_unit(tmp_path: Path) -> None:
+    for name, bound in (("grpo", 0.05), ("gspo", 4e-3)):
+        ratio = "token" if name == "grpo" else "sequence"
+        own = {"objective": {"rule": name, "ratio": ratio, "parameters": {"eps_low": bound, "eps_high": bound}}}
+        assert findings(tmp_path / name, every({"clip/band_fraction": 0.5}), own) == []
 
 
 def test_the_policy_hardly_moves(tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def test_rewards_that_cancel_are_named_with_the_worst_group(tmp_path: Path) -> N
     assert found.evidence[1].place.group in varied
 
 
+def test_rewards_that_cancel_wholly_are_not_called_constant(tmp_path: Path) -> None:
+    make_run(tmp_path, every({"reward/std": 0.0}), TWO)
+    write_rewards(tmp_path, {"task": VARIED, "brevity": -VARIED / 2})
+    assert [one.check for one in looks(rewards, tmp_path)] == ["rewards-cancel"]
+
+
 def test_rewards_that_cancel_between_groups_only_do_not(tmp_path: Path) -> None:
     """What is equal within a group has no say in its advantages."""
     by_group = np.repeat(np.arange(12) / 12, 8)
@@ -102,6 +108,17 @@ def test_groups_without_signal_are_told_apart(tmp_path: Path, reward: float, cau
     assert cause in found.cause
     assert told in found.evidence[1].text
     assert found.evidence[1].place.group == 2
+
+
+def test_a_policy_that_has_lost_what_it_could_do_is_not_given_easier_prompts(tmp_path: Path) -> None:
+    total = np.zeros(COUNT)
+    total[0] = 1.0
+    make_run(tmp_path, {step: {"groups/no_signal_fraction": 0.95} for step in range(2, 21)})
+    write_rewards(tmp_path, {"task": total})
+    (found,) = looks(signal, tmp_path)
+    assert found.grade == Grade.HARMFUL
+    assert "has lost what it could do" in found.cause
+    assert "checkpoint" in found.fix
 
 
 # --- lengths ---------------------------------------------------------------------------------------------------------

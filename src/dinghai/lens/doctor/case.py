@@ -38,7 +38,6 @@ ROWS_OF_A_STEP = 4_000_000
 """Steps with more are not read: they would take a good part of a gigabyte."""
 
 
-
 class Case:
     """What the checks look at.
 

@@ -14,10 +14,18 @@ View = Literal["summary", "curves", "regions", "clip", "tokens", "replay", "sett
 class Grade(IntEnum):
     """How grave a finding is; findings are ranked by it."""
 
-    NOTE = 1  # worth knowing
-    WASTEFUL = 2  # much is computed for nothing
-    HARMFUL = 3  # the policy gets worse, or cannot get better
-    INVALID = 4  # the gradient or the figures are not what they seem
+    NOTE = 1
+    WASTEFUL = 2
+    HARMFUL = 3
+    INVALID = 4
+
+
+GRADE_MEANING = {
+    Grade.INVALID: "the gradient or the figures are not what they seem",
+    Grade.HARMFUL: "the policy gets worse, or cannot get better",
+    Grade.WASTEFUL: "much is computed for nothing",
+    Grade.NOTE: "worth knowing",
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ def _ended(text: str) -> str:
 
 
 def opened(text: str) -> str:
-    """With a capital at its beginning, unless that is the name of a setting or a command."""
+    """With a capital at its beginning, unless that is a symbol, or the name of a setting or a command."""
     word = text.split(" ", 1)[0]
-    return text if any(mark in word for mark in "._`") else text[:1].upper() + text[1:]
+    named = word in {"r", "w", "p"} or any(mark in word for mark in "._`")
+    return text if named else text[:1].upper() + text[1:]

@@ -30,9 +30,8 @@ def _not_finite(case: Case) -> Finding | None:
         share=1.0,
         title="A number is not finite",
         evidence=tuple(evidence),
-        cause="A reward that divides by zero, log-probs of -inf, or weights that have overflowed. What follows rests "
-        "on "
-        "it, so this comes before everything else",
+        cause="It may come of a reward that divides by zero, log-probs of -inf, or weights that have overflowed. What "
+        "follows rests on it, so this comes before everything else",
         fix="look there first; where the weights have overflowed, a lower update.lr, update.max_grad_norm and "
         "float32 in "
         "model.dtype help",
@@ -76,13 +75,14 @@ def _ended_early(case: Case) -> Finding | None:
     done = case.training[-1]["step"] if case.training else 0
     planned = case.setting("run.steps")
     of = f" of {planned:,} planned ones" if isinstance(planned, int) and planned else ""
+    left = 1 - done / planned if isinstance(planned, int) and planned > done else 1.0
     evidence = [Evidence(f"after step {done:,}{of}", Place(step=done))]
     if case.failure is not None and case.failure.tensor is None:  # else it has a finding of its own
         evidence.insert(0, Evidence(f"after step {done:,}{of}: {case.failure.message}", Place(step=done)))
     return Finding(
         check="ended-early",
         grade=Grade.HARMFUL,
-        share=1 - done / planned if isinstance(planned, int) and planned > done else 1.0,
+        share=1.0 if case.failure else left,  # what killed a run comes before what was wrong with it
         title="The run ended early",
         evidence=tuple(evidence),
         cause="It failed, or it was interrupted or killed" if case.failure else "It was interrupted or killed",

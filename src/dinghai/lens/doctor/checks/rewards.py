@@ -37,9 +37,9 @@ class Parts:
 
 
 def _parts(case: Case) -> Parts | None:
-    """None where there is no trace, or where the settings do not tell the weights."""
+    """None where the reward is of one part, where there is no trace, or where the settings do not tell the weights."""
     given = case.config.get("rewards")
-    if not isinstance(given, list) or not case.steps:
+    if not isinstance(given, list) or len(given) < 2:
         return None
     tables = [(step, table) for step in case.steps if (table := case.samples(step)) is not None]
     if not tables:
@@ -67,6 +67,8 @@ def _never_varies(case: Case) -> Finding | None:
     rows = [row for row in case.training if is_finite(row, "reward/std") and is_finite(row, "reward/mean")]
     if len(rows) < STEPS.value or any(row["reward/std"] > ALIKE * max(1, abs(row["reward/mean"])) for row in rows):
         return None
+    if _cancel(case) is not None:  # which is why
+        return None
     means = {round(row["reward/mean"], 6) for row in rows}
     value = f"{rows[0]['reward/mean']:.3g}" if len(means) == 1 else "the same as the others of its batch"
     return Finding(
@@ -89,7 +91,7 @@ def _never_varies(case: Case) -> Finding | None:
 
 def _part_never_varies(case: Case) -> Finding | None:
     parts = _parts(case)
-    if parts is None or len(parts.names) < 2 or parts.value_PS.shape[1] < COMPLETIONS.value:
+    if parts is None or parts.value_PS.shape[1] < COMPLETIONS.value:
         return None
     constant_P = (np.ptp(parts.value_PS, axis=1) == 0) & (parts.weight_P != 0)
     if not constant_P.any() or constant_P[parts.weight_P != 0].all():
@@ -119,7 +121,7 @@ def _part_never_varies(case: Case) -> Finding | None:
 
 def _cancel(case: Case) -> Finding | None:
     parts = _parts(case)
-    if parts is None or len(parts.names) < 2:
+    if parts is None:
         return None
     variance_PG = np.array([_variance_by(parts.group_S, value_S) for value_S in parts.value_PS])
     total_G = _variance_by(parts.group_S, parts.value_PS.sum(axis=0))
@@ -131,7 +133,7 @@ def _cancel(case: Case) -> Finding | None:
     share = float(lost_G.sum() / varies_G.sum())
     ratio_G = np.where(lost_G, total_G / np.where(largest_G > 0, largest_G, 1), np.inf)
     row = int(np.argmax(parts.group_S == int(np.argmin(ratio_G))))
-    two = np.argsort(-variance_PG[:, parts.group_S[row]])[:2]
+    two = np.sort(np.argsort(-variance_PG[:, parts.group_S[row]])[:2])
     names = " and ".join(safe(parts.names[place]) for place in two)
     return Finding(
         check="rewards-cancel",
@@ -143,7 +145,7 @@ def _cancel(case: Case) -> Finding | None:
                 f"in {percent(share)} of the groups whose completions some reward tells apart, the total hardly does",
             ),
             Evidence(
-                f"{names} in group {parts.place_S[row].group} of step {parts.place_S[row].step}: the total keeps "
+                f"in group {parts.place_S[row].group} of step {parts.place_S[row].step} the total of {names} keeps "
                 f"{percent(float(ratio_G.min()))} of the larger one's variance",
                 Place(step=parts.place_S[row].step, group=parts.place_S[row].group),
             ),

@@ -10,7 +10,7 @@ from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check, Threshold
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
 from dinghai.lens.doctor.trend import whole_or_end
-from dinghai.lens.series import first_tenth, is_finite, last_tenth, weighted_mean
+from dinghai.lens.series import first_tenth, is_finite, last_tenth, steps_and_values
 from dinghai.lens.words import percent
 
 NO_SIGNAL = Threshold(
@@ -62,8 +62,8 @@ def _reward_varies(case: Case) -> bool:
 
 
 def _had_signal(case: Case) -> bool:
-    begin = weighted_mean(first_tenth(case.training), "groups/no_signal_fraction", weight=None)
-    return begin is not None and begin < NO_SIGNAL.value
+    begin = steps_and_values(first_tenth(case.training), "groups/no_signal_fraction")
+    return any(share < NO_SIGNAL.value for _, share in begin)
 
 
 def _kinds(case: Case) -> dict[str, int]:
