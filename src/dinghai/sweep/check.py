@@ -32,8 +32,8 @@ def resolved_settings(name: str, tables: dict[str, Any], folder: Path) -> tuple[
     try:
         return resolved(settings_from_json(json.dumps(placed), f"trial {name}"))
     except InputError as error:
-        text = str(error)
-        raise InputError(text if name in text else f"trial {one_line(name)}: {text}") from error
+        prefix = f"trial {one_line(name)}: "
+        raise InputError(prefix + str(error).removeprefix(prefix)) from error
 
 
 def resolved(settings: TrainSettings) -> tuple[TrainSettings, list[str]]:

@@ -116,7 +116,7 @@ class _Pool:
 
     def _died(self, worker: _Worker) -> Report | None:
         """Replaces a worker that has ended; the report of its trial, where that is not tried again."""
-        cause, job, last_words = worker.end(), worker.job, worker.last_words()
+        (cause, last_words), job = worker.end(), worker.job
         self._workers.remove(worker)
         if not worker.is_ready:
             self._failed_starts += 1
@@ -164,23 +164,21 @@ class _Worker:
         self.job, self.since = job, time.perf_counter()
         self._write(dataclasses.asdict(job))
 
-    def end(self) -> str:
-        """Kills the process if it lives, waits for it and frees the pipes. Gives how it ended, in words."""
+    def end(self) -> tuple[str, str]:
+        """Kills the process if it lives, waits for it and frees the pipes.
+
+        (how it ended, in words; the last line of what it said outside a trial)
+        """
         self.process.kill()
         code = self.process.wait()
         self._thread.join(timeout=5)
-        for stream in (self.process.stdin, self.process.stdout):
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        for stream in (self.process.stdin, self.process.stdout, self._errors):
             assert stream is not None
             with contextlib.suppress(OSError):  # unsent bytes for a process that is dead
                 stream.close()
-        return _cause(code)
-
-    def last_words(self) -> str:
-        """The last line of what it said outside a trial."""
-        with self._errors:
-            self._errors.seek(0)
-            lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:300] if lines else "it said nothing"
+        return _cause(code), lines[-1][:300] if lines else "it said nothing"
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -202,4 +200,4 @@ def _cause(code: int) -> str:
     if code >= 0:
         return f"exit status {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"{name} (killed from outside; often the system was out of memory)" if name == "SIGKILL" else name
+    return f"{name} (killed from outside; often the memory was full)" if name == "SIGKILL" else name
