@@ -19,7 +19,7 @@ from dinghai.objective.parameters import ParameterInfo
 from dinghai.objective.ratio import RatioLevel
 
 _BOUNDS = (("eps_low", "eps_high"), ("delta_low", "delta_high"))  # names under which rules have a band
-_OFFSET = "offset from 1"
+OFFSET = "offset from 1"
 _EPSILON = ("objective.eps_low", "objective.eps_high")
 
 # Recipes whose ε is a mark on the scale of a ratio, and rules to set beside a run's own.
@@ -66,6 +66,14 @@ class Bounds:
     high: ParameterInfo
     low_value: float
     high_value: float
+
+    @property
+    def values(self) -> tuple[float, float]:
+        return self.low_value, self.high_value
+
+    @property
+    def infos(self) -> tuple[ParameterInfo, ParameterInfo]:
+        return self.low, self.high
 
     @property
     def unit(self) -> str:
@@ -144,7 +152,7 @@ def marks_for(policy_loss: PolicyLoss) -> list[Mark]:
     bounds = bounds_of(policy_loss)
     if bounds is None:
         return []
-    if bounds.unit != _OFFSET:
+    if bounds.unit != OFFSET:
         low, high = bounds.low.default, bounds.high.default
         if low is None or high is None:
             return []
@@ -163,7 +171,7 @@ def papers_bounds(own: PolicyLoss) -> list[Candidate]:
     found = []
     for mark in marks_for(own) if bounds else []:
         assert bounds is not None
-        if (mark.low, mark.high) == (bounds.low_value, bounds.high_value):
+        if (mark.low, mark.high) == bounds.values:
             continue
         if not (bounds.low.admits(mark.low) and bounds.high.admits(mark.high)):
             continue

@@ -15,16 +15,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dinghai.lens.regions import REGIONS
 from dinghai.lens.replay import Minibatch, Replayed, sums_of
-from dinghai.lens.replay_candidates import Bounds, Mark, bounds_of, marks_for
+from dinghai.lens.replay_candidates import OFFSET, Bounds, Mark, bounds_of, marks_for
 from dinghai.lens.tokens import Tokens
 from dinghai.objective import PolicyLoss
+from dinghai.objective.parameters import ParameterInfo
 
 VALUES = 21  # log-spaced ones of each bound; the run's own and the papers' come on top
 VALUES_OF_BOTH = 10  # where every pair has to be replayed
-_NARROWEST, _WIDEST = 1 / 30, 10.0  # in units of the run's own bound, where log-ratios do not tell
-_QUANTILE = 0.5  # of |log r| where the values begin: at the widest of all they end
+_PROBED = 4.0 ** np.arange(-9, 5)  # bounds in units of the run's own, tried where log-ratios do not tell their unit
+_BEGINS = 0.5  # the narrowest value has about so many of the tokens that moved outside; the widest has none
 _LEAST = 1e-6  # nats; what differs less is the rounding of float32
+_BEYOND_ALL = 1e30  # stands for a bound of infinity, for which JSON has no number
+
+_BELOW, _ABOVE = (np.array([REGIONS.index(name) for name in names]) for names in (
+    ("forgotten", "escaped"), ("overshoot", "relapse", "dual")))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Grid:
     @property
     def own(self) -> tuple[int, int]:
         """The places of the run's own bounds."""
-        return self.low.index(self.bounds.low_value), self.high.index(self.bounds.high_value)
+        return self.low.index(finite(self.bounds.low_value)), self.high.index(finite(self.bounds.high_value))
 
 
 def grid_for(own: PolicyLoss, tokens: Tokens) -> Grid | None:
@@ -52,15 +58,15 @@ def grid_for(own: PolicyLoss, tokens: Tokens) -> Grid | None:
     if bounds is None or own.rule.context is not None:
         return None
     minibatch = Minibatch(tokens)
-    log_ratio_N = minibatch.replay(own).log_ratio_N
-    moved_N = tokens.signal & (np.abs(log_ratio_N) > _LEAST)
     marks = [mark for mark in marks_for(own) if bounds.low.admits(mark.low) and bounds.high.admits(mark.high)]
-    low = _values(bounds, -log_ratio_N[moved_N & (log_ratio_N < 0)], "low", [mark.low for mark in marks])
-    high = _values(bounds, log_ratio_N[moved_N & (log_ratio_N > 0)], "high", [mark.high for mark in marks])
+    low_ends, high_ends = _ends(own, bounds, minibatch)
+    low = _values(bounds.low, [bounds.low_value, *(mark.low for mark in marks)], low_ends)
+    high = _values(bounds.high, [bounds.high_value, *(mark.high for mark in marks)], high_ends)
     grid = Grid(bounds, low, high, marks, separable=True)
     if _acts_apart(own, grid, minibatch):
         return grid
-    return Grid(bounds, _thinned(low, bounds.low_value), _thinned(high, bounds.high_value), marks, separable=False)
+    low, high = _thinned(low, finite(bounds.low_value)), _thinned(high, finite(bounds.high_value))
+    return Grid(bounds, low, high, marks, separable=False)
 
 
 def with_bounds(own: PolicyLoss, low: float, high: float) -> PolicyLoss:
@@ -126,21 +132,50 @@ def _equal(one: Replayed, other: Replayed, where_N: np.ndarray) -> bool:
     )
 
 
-def _values(bounds: Bounds, distance_N: np.ndarray, side: str, more: Sequence[float]) -> list[float]:
-    """Log-spaced values over the distances |log r| that tokens have, with the run's own and those of the papers."""
-    info, own = (bounds.low, bounds.low_value) if side == "low" else (bounds.high, bounds.high_value)
-    in_log_space = "log" in info.unit
-    if len(distance_N) and (in_log_space or info.unit == "offset from 1"):
-        ends = np.quantile(distance_N, [_QUANTILE, 1.0]).astype(np.float64)
-        if not in_log_space:
-            ends = -np.expm1(-ends) if side == "low" else np.expm1(ends)
-    else:
-        ends = np.array([_NARROWEST, _WIDEST]) * own
-    narrow, wide = (float(end) for end in ends)
-    narrow = min(narrow, own / 4)
-    spaced = np.geomspace(narrow, max(wide * 1.05, 2 * narrow), VALUES) if 0 < narrow < wide < np.inf else []
-    found = {own, *more, *(float(f"{value:.3g}") for value in spaced)}
-    return sorted(value for value in found if info.admits(value) and np.isfinite(value))
+def _ends(own: PolicyLoss, bounds: Bounds, minibatch: Minibatch) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The narrowest and the widest value worth showing of the lower bound and of the upper; 0, 0: nothing moved."""
+    if bounds.low.unit == bounds.high.unit == OFFSET:
+        log_ratio_N = minibatch.replay(own).log_ratio_N.astype(np.float64)
+        moved_N = log_ratio_N[minibatch.tokens.signal & (np.abs(log_ratio_N) > _LEAST)]
+        below, above = -np.expm1(moved_N[moved_N < 0]), np.expm1(moved_N[moved_N > 0])
+        return _quantiles(below), _quantiles(above)
+    outside = []
+    for unit in _PROBED:
+        low, high = (min(unit * v, info.at_most) for v, info in zip(bounds.values, bounds.infos, strict=True))
+        region_N = minibatch.replay(with_bounds(own, low, high)).region_N
+        outside.append([np.isin(region_N, regions).sum() for regions in (_BELOW, _ABOVE)])
+    below_V, above_V = np.array(outside).T
+    return _probed(below_V, bounds.low_value), _probed(above_V, bounds.high_value)
+
+
+def _quantiles(distance_N: np.ndarray) -> tuple[float, float]:
+    finite_N = distance_N[np.isfinite(distance_N)]
+    return (float(np.quantile(finite_N, 1 - _BEGINS)), float(finite_N.max())) if len(finite_N) else (0.0, 0.0)
+
+
+def _probed(outside_V: np.ndarray, own: float) -> tuple[float, float]:
+    """From how many tokens are outside at each of the values tried."""
+    if not outside_V.any():
+        return 0.0, 0.0
+    narrow = np.flatnonzero(outside_V >= _BEGINS * outside_V[0])[-1]
+    empty = np.flatnonzero(outside_V == 0)
+    wide = empty[0] if len(empty) else len(_PROBED) - 1
+    return float(_PROBED[narrow] * own), float(_PROBED[wide] * own)
+
+
+def _values(info: ParameterInfo, fixed: Sequence[float], ends: tuple[float, float]) -> list[float]:
+    """Log-spaced values between the ends, with those that have to be there, the run's own first of them."""
+    narrow, wide = ends
+    if 0 < fixed[0] < np.inf and narrow > 0:
+        narrow = min(narrow, fixed[0] / 4)
+    spaced = np.geomspace(narrow, max(1.05 * wide, 2 * narrow), VALUES) if 0 < narrow < np.inf else []
+    found = {finite(value) for value in (*fixed, *(float(f"{value:.3g}") for value in spaced))}
+    return sorted(value for value in found if info.admits(value))
+
+
+def finite(bound: float) -> float:
+    """A bound, and one beyond all ratios for infinity."""
+    return min(bound, _BEYOND_ALL)
 
 
 def _thinned(values: list[float], own: float) -> list[float]:
