@@ -1,6 +1,6 @@
 """What people are told about the clip, claim by claim, each held against the formula, autograd, the rule or runs.
 
-    python studies/claims.py [--seeds N]      # some seconds, once the cold starts are there
+    python studies/claims.py [--seeds N]      # half a minute, once the cold starts are there
 
 The claims are those of the explainer (`dinghai explain --open`). Write this page last: it quotes the other studies.
 """

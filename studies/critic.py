@@ -79,13 +79,14 @@ def findings(results: Results) -> list[Finding]:
 def page(results: Results) -> Page:
     found = findings(results)
     batch = results.difference(PPO, BATCH, "accuracy_end")
+    end, time = (results.difference(PPO, GRPO, what) for what in ("accuracy_end", "seconds_update"))
     return Page(
         title="PPO with a critic against GRPO",
         question="GRPO replaces PPO's critic by the mean reward of a group. At equal rollouts, which learns faster, "
         "and at what cost?",
-        summary=f"That a critic makes training better {found[0].outcome} ({found[0].measured}). That it learns to tell "
-        f"states apart {found[1].outcome} (explained variance {found[1].measured}). That it costs time "
-        f"{found[2].outcome}.",
+        summary=f"That a critic makes training better {found[0].outcome}: {shown(end, points)} of accuracy at the end. "
+        f"That it learns to tell states apart {found[1].outcome} (explained variance {found[1].measured}). That it "
+        f"costs time {found[2].outcome}: {shown(time, significant(2, sign=True))} seconds an update phase.",
         findings=found,
         figure="Held-out accuracy over the steps, and how much of the variance of returns the critic explains; mean "
         "and interval over the seeds.",
@@ -110,8 +111,8 @@ def page(results: Results) -> Page:
             f"PPO with a critic less the group's mean with the batch's scale: {shown(batch, points)}.",
             "With a critic every completion has a signal; with groups those whose rewards agree have none, and are not "
             "even scored, which is part of the difference in time.",
-            "The critic was not tuned beyond its learning rate, and not pretrained. This says what PPO's critic does "
-            "as it comes, in few steps, on one small task.",
+            "The critic was neither tuned nor pretrained. This says what PPO's critic does as it comes, in few steps, "
+            "on one small task, where every prompt is new.",
         ],
     )
 
@@ -141,14 +142,17 @@ def figure(results: Results) -> Figure:
     for place, arm in enumerate(results.arms):
         steps = next(iter(results.series(arm, "evaluation_steps").values()), [0.0])
         draw_curve(accuracy, steps, results.series(arm, "accuracy"), place)
+        accuracy.set_xticks(steps)
     found = results.series(PPO, "explained")
     longest = max(map(len, found.values()), default=0)
     draw_curve(explained, range(1, longest + 1), found, list(results.arms).index(PPO))
     explained.axhline(0, color="0.6", linewidth=0.6)
     percent_axis(accuracy.yaxis)
+    accuracy.set_ylim(0, 1.03)
     accuracy.set_ylabel("held-out accuracy")
     explained.set_ylabel("explained variance of returns")
-    explained.set_ylim(top=1)
+    explained.set_ylim(-0.5, 1)
+    explained.set_xticks(accuracy.get_xticks())
     for axes in (accuracy, explained):
         axes.set_xlabel("step")
         axes.grid(axis="y")

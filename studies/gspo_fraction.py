@@ -83,7 +83,7 @@ def findings(results: Results) -> list[Finding]:
     factor, apart = times(results), results.difference(GSPO, GRPO, "accuracy_end")
     return [
         Finding(
-            "GSPO stops about a hundred times as many tokens as GRPO, each at its own bounds",
+            "GSPO stops two orders of magnitude more tokens than GRPO, each at its own bounds",
             f"the interval of the factor (geometric mean, paired) meets {REPORTED / NEAR:.0f} to "
             f"{REPORTED * NEAR:.0f}; in direction only, if it lies below that and above 1",
             f"{shown(results.interval(GSPO, 'stopped'), percent)} against "
@@ -107,9 +107,9 @@ def page(results: Results) -> Page:
         title="GSPO's clip fraction against GRPO's",
         question="GSPO's bounds are hundreds of times narrower and act on the mean ratio of a whole completion. How "
         "many more tokens does it stop, and is training the worse for it?",
-        summary=f"GSPO stops {ratio} times as many tokens as GRPO. The hundredfold {found[0].outcome}; that GSPO "
-        f"trains better all the same {found[1].outcome} ({found[1].measured}). A clip fraction means nothing without "
-        "the rule and the ratio that it is of.",
+        summary=f"GSPO stops {ratio} times as many tokens as GRPO ({_of(GSPO, results)} against {_of(GRPO, results)}); "
+        f"the two orders of magnitude of its paper {found[0].outcome}. That it trains better all the same "
+        f"{found[1].outcome}: {found[1].measured}. A clip fraction says nothing without its rule and its ratio.",
         findings=found,
         figure="Tokens stopped, of those with a signal, by update index (each seed a point, mean and interval), and "
         "the held-out accuracy over the steps (mean and interval).",
@@ -129,10 +129,17 @@ def page(results: Results) -> Page:
             f"The factor is a matter of scale. Completions here have {_length(results)} tokens, the paper's have "
             "thousands: the mean log-ratio of a completion shrinks as it gets longer, while a single token's does not. "
             "Ratios spread with the learning rate as well, and both fractions with them, not in proportion.",
-            "GSPO's bounds were tuned for long completions of a large model. At this scale nearly every completion "
-            "leaves them after the first update, so that what is left to learn from is mostly the first minibatch.",
+            "GSPO's bounds were tuned for long completions of a large model. At the last update of a batch they stop "
+            f"{_of(GSPO, results, f'stopped/{UPDATES - 1}')} of the tokens here, so what is learned comes mostly from "
+            "the first ones.",
         ],
     )
+
+
+def _of(arm: str, results: Results, measure: str = "stopped") -> str:
+    """The mean of a fraction as text."""
+    found = results.interval(arm, measure)
+    return "–" if found is None else percent(found.mean)
 
 
 def _length(results: Results) -> str:
@@ -167,6 +174,7 @@ def figure(results: Results) -> Figure:
             draw_seeds(stopped, update + 0.15 * (place - 0.5), values, place)
         steps = next(iter(results.series(arm, "evaluation_steps").values()), [0.0])
         draw_curve(accuracy, steps, results.series(arm, "accuracy"), place)
+        accuracy.set_xticks(steps)
     stopped.set_yscale("log")
     stopped.set_ylim(top=1)
     percent_axis(stopped.yaxis)
@@ -174,6 +182,7 @@ def figure(results: Results) -> Figure:
     stopped.set_xlabel("update index within a batch (0 stops nothing)")
     stopped.set_ylabel("tokens stopped")
     percent_axis(accuracy.yaxis)
+    accuracy.set_ylim(0, 1.03)
     accuracy.set_xlabel("step")
     accuracy.set_ylabel("held-out accuracy")
     for axes in (stopped, accuracy):

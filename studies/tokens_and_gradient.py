@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.tokens import read_tokens
 from dinghai.trace import TraceReader
-from dinghai.view.figure_style import WIDE, legend_above, new_figure, percent_axis
+from dinghai.view.figure_style import WIDE, new_figure, percent_axis
 
 PPO, DAPO = "ppo", "dapo"
 UPDATES = 4
@@ -165,7 +165,7 @@ def times_over(log_interval: Interval | None) -> Interval | None:
 def page(results: Results) -> Page:
     found = findings(results)
     told = [
-        f"{label}: {_mean(results, rule, 'fraction/stopped')} of the tokens are stopped, and with them "
+        f"{label} stops {_mean(results, rule, 'fraction/stopped')} of the tokens, and with them "
         f"{_mean(results, rule, 'share/stopped')} of the gradient"
         for rule, label in results.arms.items()
     ]
@@ -175,8 +175,8 @@ def page(results: Results) -> Page:
         title="The token fraction is not the share of the gradient",
         question="A clip fraction of 2 % is read as “the clip hardly does anything”. Is the share of the gradient "
         "that it removes as small?",
-        summary=f"{verdict}. {'; '.join(told)}. Stopped tokens are tokens that were about to be learned: unlikely "
-        "ones, whose gradient is large, while most tokens of a completion are nearly certain and have hardly any.",
+        summary=f"{verdict}. {'; '.join(told)}. Stopped tokens are mostly unlikely ones, whose gradient is large, "
+        "while most tokens of a completion are nearly certain and have hardly any.",
         findings=found,
         figure="Tokens stopped (of those with a signal) and gradient removed by them, by update index within a batch "
         "and by region; each seed a point, mean and interval. At update 0 every ratio is 1.",
@@ -260,7 +260,7 @@ def figure(results: Results) -> Figure:
     panels[0].set_ylim(bottom=0)
     for axes in panels:
         axes.grid(axis="y")
-    legend_above(panels[0], point_keys(["tokens stopped", "gradient removed"]))
+    drawing.legend(handles=point_keys(["tokens stopped", "gradient removed"]), loc="outside upper left", ncols=2)
     return drawing
 
 
