@@ -69,6 +69,23 @@ def test_nothing_is_found_in_a_run_that_was_trained_and_nothing_fails_without_a_
     assert names_found(Case(tmp_path / "no run", {}, load_metrics(run / "metrics.jsonl"))) == []
 
 
+def test_no_check_fails_on_what_is_not_finite(tmp_path: Path) -> None:
+    def broken(columns: dict[str, np.ndarray]) -> None:
+        one_far_gone(columns)
+        for name in ("logp_sampler", "logp_old", "logp_new", "entropy"):
+            columns[name][::7], columns[name][1::7], columns[name][2::7] = np.nan, -np.inf, np.inf
+
+    def unknown(logits_STV: np.ndarray, token_ST: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        logp_ST = exact(logits_STV, token_ST, random)
+        logp_ST[:, 1], logp_ST[:, 2], logp_ST[SIZE : 2 * SIZE] = np.nan, -np.inf, np.nan
+        return logp_ST
+
+    rows = [{"clip/kl_old_new_k3": 0.4, "clip/region/relapse_fraction": 0.1}] * 3
+    case = make_case(tmp_path, tamper=broken, sampler=unknown, copies=SIZE, rows=rows)
+    assert {"kl-blow-up", "relapse-dominates"} <= set(names_found(case))
+    attribution(case, case.steps)
+
+
 # --- r = 1 in the first update ---------------------------------------------------------------------------------------
 
 CAUSES: dict[str, dict[str, Any]] = {

@@ -174,7 +174,8 @@ def _write_step(
 
 def decide(columns: dict[str, np.ndarray], eps: float = 0.2) -> dict[str, np.ndarray]:
     """What the clip does."""
-    ratio, good = np.exp(columns["logp_new"] - columns["logp_old"]), columns["advantage"] > 0
+    with np.errstate(all="ignore"):
+        ratio, good = np.exp(columns["logp_new"] - columns["logp_old"]), columns["advantage"] > 0
     above, below = ratio > 1 + eps, ratio < 1 - eps
     region = np.select([above & good, above, below & good, below], [3, 4, 5, 6], 2)
     stopped = (region == 3) | (region == 6)

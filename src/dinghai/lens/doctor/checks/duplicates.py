@@ -107,7 +107,8 @@ def _of_group(step: int, group: int, ids: list[int], texts: dict[int, bytes], lo
     furthest, at = 0.0, None
     for same in kinds.values():
         for sample in same[1:]:
-            apart = np.abs(logps[sample] - logps[same[0]])
+            with np.errstate(invalid="ignore"):  # of two log-probs of -inf the difference is NaN
+                apart = np.abs(logps[sample] - logps[same[0]])
             if len(apart) and np.nanmax(apart, initial=0.0) > furthest:
                 furthest, at = float(np.nanmax(apart)), (sample, int(np.nanargmax(apart)))
     twins = next(((same[0], same[1]) for same in kinds.values() if len(same) > 1), None)

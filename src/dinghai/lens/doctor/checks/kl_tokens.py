@@ -14,7 +14,7 @@ from dinghai.lens.doctor.case import Case
 from dinghai.lens.doctor.check import Check, Threshold
 from dinghai.lens.doctor.checks.places import largest, place_of, token_of
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
-from dinghai.lens.series import last_tenth, steps_and_values
+from dinghai.lens.series import Row, is_finite, last_tenth, steps_and_values
 from dinghai.lens.tokens import Tokens
 from dinghai.lens.words import counted, percent
 
@@ -29,12 +29,13 @@ _KL_REFERENCE = Threshold(
 )
 _RARE = Threshold(0.01, "π_old below which a token is called rare in the evidence", "folklore")
 
+_KEY = "kl_old_new_k3"
 _REFERENCE_KEYS = ("kl_ref_k3", "kl_ref_k1", "kl_ref_k2", "kl_ref_k3+", "kl_ref_k1+")
 
 
 def _kl_blow_up(case: Case) -> Finding | None:
     limit = _KL.value
-    series = steps_and_values(case.training, "clip/kl_old_new_k3")
+    series = steps_and_values(case.training, f"clip/{_KEY}")
     far = [pair for pair in series if pair[1] > limit]
     if not far:
         return None
@@ -57,12 +58,11 @@ def _kl_blow_up(case: Case) -> Finding | None:
 
 def _carriers(case: Case, step: int, count: int = 3) -> list[Evidence]:
     """The tokens that carry the KL of a step, in the update in which it is largest; none without its trace."""
-    tokens = _tokens(case, step)
+    tokens = _tokens_of_worst_update(case, step)
     if tokens is None or not len(tokens):
         return []
+    update = int(tokens.update[0])
     kl_N = _kl(tokens)
-    update = int(np.argmax(np.bincount(tokens.update, kl_N) / np.maximum(np.bincount(tokens.update), 1)))
-    kl_N = np.where(tokens.update == update, kl_N, 0.0)
     whole = float(kl_N.sum())
     if not whole > 0:
         return []
@@ -75,7 +75,7 @@ def _carriers(case: Case, step: int, count: int = 3) -> list[Evidence]:
     found = [
         Evidence(
             f"half of the KL of update {update} lies in {counted(half, 'token')} of "
-            f"{int((tokens.update == update).sum()):,}, {_part(rare, half)} rare (π_old below {_RARE.value:g}){of_one}",
+            f"{len(tokens):,}, {_part(rare, half)} rare (π_old below {_RARE.value:g}){of_one}",
             Place(step=step, update=update),
         )
     ]
@@ -96,12 +96,16 @@ def _part(some: int, of: int) -> str:
     return "none of them" if not some else "all of them" if some == of else f"{percent(some / of)} of them"
 
 
-def _tokens(case: Case, step: int) -> Tokens | None:
+def _tokens_of_worst_update(case: Case, step: int) -> Tokens | None:
     """Of any recorded step, also of one that the other checks pass over."""
+    row: Row = next((row for row in case.training if row["step"] == step), {})
+    series = [(entry["update"], entry[_KEY]) for entry in row.get("by_update") or [] if is_finite(entry, _KEY)]
     try:
-        return case.tokens(step) if step in case.reader.steps() else None
+        recorded = case.updates(step)
     except DinghaiError:
         return None
+    worst = max(series, key=lambda pair: pair[1])[0] if series else recorded[-1]
+    return case.tokens(step, worst if worst in recorded else recorded[-1])
 
 
 def _kl(tokens: Tokens) -> np.ndarray:

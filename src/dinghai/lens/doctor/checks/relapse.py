@@ -159,7 +159,7 @@ def _worst_tokens(case: Case, where: _Minibatch, count: int = 3) -> list[Evidenc
     whole = float(left_N[here_N].sum())
     return [
         Evidence(
-            f"{token_of(tokens, row)}, r = {float(np.exp(tokens.log_ratio[row], dtype=np.float64)):.3g}: "
+            f"{token_of(tokens, row)}, r = {float(tokens.ratio[row]):.3g}: "
             f"{percent(float(left_N[row]) / whole)} of that minibatch's gradient",
             place_of(case, where.step, tokens, row),
         )
