@@ -245,7 +245,7 @@ def figure(results: Results) -> Figure:
     curves.set_xlabel("step")
     curves.set_ylabel("entropy, nats a token")
     curves.set_ylim(bottom=0)
-    diversity.set_xticks(range(len(arms)), [f"{eps:g}" for eps in (USUAL, *WIDER)])
+    diversity.set_xticks(range(len(arms)), [arm.removeprefix("high-") for arm in arms])
     diversity.set_xlabel("ε_high")
     diversity.set_ylabel("distinct completions of 8")
     likelihood.set_xticks(range(3), ["A > 0", "stopped", "released"])

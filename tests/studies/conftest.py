@@ -1,11 +1,8 @@
-"""Studies import their own parts as `python studies/NAME.py` finds them."""
+"""The studies are programs beside each other: their folder is where `python studies/NAME.py` finds its own parts."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-STUDIES = Path(__file__).parents[2] / "studies"
-
-if str(STUDIES) not in sys.path:
-    sys.path.insert(0, str(STUDIES))
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
