@@ -270,7 +270,7 @@ def test_a_correction_of_another_kind_is_computed_from_the_engines_log_probs(tmp
 def test_a_run_of_a_rule_that_is_not_registered_asks_for_its_file(run: Path, tmp_path: Path) -> None:
     text = (run / "config.json").read_text().replace('"rule": "grpo"', '"rule": "mine"')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match="'mine' is none of Dinghai's: give the file that .* with --rule-file"):
+    with pytest.raises(InputError, match=r"'mine' is none of Dinghai's: give the file that .* with --rule-file"):
         recorded_objective(tmp_path)
 
 

@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--figure", metavar="FILE", help="write a figure, .svg or .png (needs matplotlib)")
     parser.add_argument(
-        "--page", metavar="FILE", nargs="?", const="", help="write the run's report, whose section Replay has sliders"
+        "--page",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="write the report, which has sliders",
     )
     parser.add_argument("--json", action="store_true", help="all sums and figures as JSON instead of tables")
     parser.add_argument(
@@ -66,7 +70,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
     """Runs the command."""
     folder = find_run(options.run)
     steps = read_steps(options.steps) if options.steps is not None else None
-    figure = _figure_file(options.figure) if options.figure is not None else None
+    figure = _checked_file("--figure", options.figure, (".svg", ".png")) if options.figure is not None else None
+    if options.page:
+        _checked_file("--page", options.page, (".html",))
     parameters = read_values(overrides)
     load_rule_files(options.rule_file)
     from dinghai.lens.replay import recorded_objective
@@ -85,16 +91,27 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
         from dinghai.commands.replay_tables import print_comparison
 
         print_comparison(folder, found)
+    written = []
     if figure is not None:
         from dinghai.view.figure_replay import write_figure
 
-        _tell(write_figure(found, figure), options.json)
+        written.append(str(write_figure(found, figure)))
+    if options.page is not None:
+        written.append(f"{write_page(folder, options.page)}#replay")
+    if written and not options.json:
+        print("\n" + "\n".join(written))
 
 
-def _tell(written: Path, as_json: bool) -> None:
-    """Where a file lies; not among JSON."""
-    if not as_json:
-        print(f"\n{written}")
+def write_page(folder: Path, file: str) -> Path:
+    """The run's report, and a copy of it where a file is named. Gives the latter's path."""
+    from dinghai.trace.files import write_atomically
+    from dinghai.view.report import write_report
+
+    report = write_report(folder)
+    if not file:
+        return report
+    write_atomically(Path(file), report.read_bytes(), then="run the command again")
+    return Path(file)
 
 
 def candidates_of(own: PolicyLoss, options: argparse.Namespace, parameters: dict[str, list[Any]]) -> list[Candidate]:
@@ -182,10 +199,11 @@ def read_corrections(texts: list[str]) -> list[RolloutCorrection]:
     return [build_correction(name, **values) for name, values in named.items()]
 
 
-def _figure_file(text: str) -> Path:
+def _checked_file(option: str, text: str, endings: tuple[str, ...]) -> Path:
+    """Refused before any work is done for it."""
     path = Path(text)
-    if path.suffix not in (".svg", ".png"):
-        raise InputError(f"--figure is {text!r}, but must end in .svg or .png")
+    if path.suffix not in endings:
+        raise InputError(f"{option} is {text!r}, but must end in {' or '.join(endings)}")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"--figure is {text!r}, but there is no folder {str(path.parent)!r}")
+        raise InputError(f"{option} is {text!r}, but there is no folder {str(path.parent)!r}")
     return path

@@ -27,7 +27,6 @@ VALUES_OF_BOTH = 10  # where every pair has to be replayed
 _PROBED = 4.0 ** np.arange(-9, 5)  # bounds in units of the run's own, tried where log-ratios do not tell their unit
 _BEGINS = 0.5  # the narrowest value has about so many of the tokens that moved outside; the widest has none
 _LEAST = 1e-6  # nats; what differs less is the rounding of float32
-_BEYOND_ALL = 1e30  # stands for a bound of infinity, for which JSON has no number
 
 _BELOW, _ABOVE = (np.array([REGIONS.index(name) for name in names]) for names in (
     ("forgotten", "escaped"), ("overshoot", "relapse", "dual")))  # fmt: skip
@@ -46,7 +45,7 @@ class Grid:
     @property
     def own(self) -> tuple[int, int]:
         """The places of the run's own bounds."""
-        return self.low.index(finite(self.bounds.low_value)), self.high.index(finite(self.bounds.high_value))
+        return self.low.index(self.bounds.low_value), self.high.index(self.bounds.high_value)
 
 
 def grid_for(own: PolicyLoss, tokens: Tokens) -> Grid | None:
@@ -65,7 +64,7 @@ def grid_for(own: PolicyLoss, tokens: Tokens) -> Grid | None:
     grid = Grid(bounds, low, high, marks, separable=True)
     if _acts_apart(own, grid, minibatch):
         return grid
-    low, high = _thinned(low, finite(bounds.low_value)), _thinned(high, finite(bounds.high_value))
+    low, high = _thinned(low, bounds.low_value), _thinned(high, bounds.high_value)
     return Grid(bounds, low, high, marks, separable=False)
 
 
@@ -166,16 +165,11 @@ def _probed(outside_V: np.ndarray, own: float) -> tuple[float, float]:
 def _values(info: ParameterInfo, fixed: Sequence[float], ends: tuple[float, float]) -> list[float]:
     """Log-spaced values between the ends, with those that have to be there, the run's own first of them."""
     narrow, wide = ends
-    if 0 < fixed[0] < np.inf and narrow > 0:
+    if fixed[0] > 0 and narrow > 0:
         narrow = min(narrow, fixed[0] / 4)
-    spaced = np.geomspace(narrow, max(1.05 * wide, 2 * narrow), VALUES) if 0 < narrow < np.inf else []
-    found = {finite(value) for value in (*fixed, *(float(f"{value:.3g}") for value in spaced))}
+    spaced = np.geomspace(narrow, max(1.05 * wide, 2 * narrow), VALUES) if narrow > 0 else []
+    found = {*fixed, *(float(f"{value:.3g}") for value in spaced)}
     return sorted(value for value in found if info.admits(value))
-
-
-def finite(bound: float) -> float:
-    """A bound, and one beyond all ratios for infinity."""
-    return min(bound, _BEYOND_ALL)
 
 
 def _thinned(values: list[float], own: float) -> list[float]:

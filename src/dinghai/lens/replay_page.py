@@ -24,7 +24,7 @@ from dinghai.lens.replay import (
 )
 from dinghai.lens.replay_candidates import Candidate, bounds_of, other_rules, own_candidate
 from dinghai.lens.replay_chunk import Chunk, rows_of
-from dinghai.lens.replay_grid import Grid, finite, grid_for, pair_sums, side_sums
+from dinghai.lens.replay_grid import Grid, grid_for, pair_sums, side_sums
 from dinghai.lens.replay_groups import replay_group, replay_groups, short
 from dinghai.lens.tokens import Tokens
 from dinghai.objective import PolicyLoss
@@ -72,8 +72,8 @@ def replay_page(run_folder: Path, candidates: Sequence[Candidate] | None = None)
         "own": {
             "label": own_candidate(own).label,
             "rule": own.rule.name,
-            "low": finite(bounds.low_value) if bounds else None,
-            "high": finite(bounds.high_value) if bounds else None,
+            "low": bounds.low_value if bounds else None,
+            "high": bounds.high_value if bounds else None,
             "unit": bounds.unit if bounds else None,
         },
         "reproduced": {"tokens": len(tokens), "equal": int(own_replayed.as_recorded_N.sum())},
