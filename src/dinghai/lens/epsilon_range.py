@@ -94,18 +94,19 @@ def _why_nothing(
             f"Ratios run so far that {bound.name} takes more than half of the gradient of {bound.whose} at every "
             "value: no value mends that. Lower update.lr, or take fewer updates on each batch.",
         )
-    if quiet is None:
-        return NoAdvice(
-            "within-noise",
-            f"At every value of {bound.name} noise alone stops one token in a hundred: mend the noise first, e.g. with "
-            "model.dtype float32.",
-        )
-    if idle is not None and max(quiet, spares) >= idle:
+    if idle == values[0]:
         return NoAdvice(
             "idle",
-            f"Where {bound.name} is out of the noise it takes less than {CRITERIA['takes_little'].value:.0%} of the "
-            f"gradient of {bound.whose}: ratios hardly leave 1, and no value is better than another. Raise update.lr "
-            "or the number of updates on each batch if the run learns too slowly; else leave it.",
+            f"Ratios hardly leave 1: at no value does {bound.name} take {CRITERIA['takes_little'].value:.0%} of the "
+            f"gradient of {bound.whose}, so none is better than another. Raise update.lr or the number of updates on "
+            "each batch if the run learns too slowly; else leave it.",
+        )
+    if quiet is None or (idle is not None and quiet >= idle):
+        return NoAdvice(
+            "within-noise",
+            f"Ratios move hardly further than two evaluations of the same weights differ: wherever {bound.name} takes "
+            f"{CRITERIA['takes_little'].value:.0%} of the gradient of {bound.whose}, noise has it stop more than "
+            f"{CRITERIA['mistaken'].value:.0%} of them by mistake. Mend the noise first, e.g. by model.dtype float32.",
         )
     return None
 
@@ -119,7 +120,7 @@ def _suggest(known: _Range, papers: Sequence[Published], of_one_paper: Published
     if who is not None and known.high is not None and value > known.high:
         return (
             value,
-            f"beyond the range, so it takes little here; it is the value of {who}, and nothing speaks against it",
+            f"beyond the range, so it takes little here; but it is known ({who}), and nothing speaks against it",
         )
     if of_one_paper is not None:
         return of_one_paper.value, f"{of_one_paper.who} ({of_one_paper.source}) lies within the range"
