@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common.figures import draw_curve, line_keys
+from common.figures import draw_curve, legend_on_top, line_keys, since_start, step_axis
 from common.measures import (
     accuracy_measures,
     entropy_by_step,
@@ -22,7 +22,8 @@ from common.results import Measures, Results
 from common.study import Arm, Study, main
 from matplotlib.figure import Figure
 
-from dinghai.view.figure_style import WIDE, legend_above, new_figure
+from dinghai.view.figure_style import WIDE, new_figure
+from dinghai.view.palette import LIGHT
 
 EPS = 0.2
 # No lower bound where 1-ε_low is 0, since no ratio is below it; no upper bound where 1+ε_high is out of reach.
@@ -103,7 +104,7 @@ def page(results: Results) -> Page:
         "the rewards mean nothing?",
         summary=by_outcome(found),
         findings=found,
-        figure="Entropy of the sampling policy by step: mean over the seeds and its interval.",
+        figure="Entropy of the sampling policy by step, less that of step 1: mean over the seeds and its interval.",
         tables=[_table(results)],
         literature=[
             "Clip-low raises the entropy and clip-high lowers it; with the usual symmetric bounds the second prevails, "
@@ -153,22 +154,22 @@ def _table(results: Results) -> Table:
 
 
 def figure(results: Results) -> Figure:
-    found = new_figure(WIDE, 2.5)
-    axes = found.subplots(1, len(REWARDS))
+    found = new_figure(WIDE, 2.8)
+    axes = found.subplots(1, len(REWARDS), sharey=True)
     for panel, reward in zip(axes, REWARDS, strict=True):
         arms = [key(bounds, reward) for bounds in BOUNDS]
         for place, arm in enumerate(arms):
-            by_seed = results.series(arm, "entropy")
+            by_seed = since_start(results.series(arm, "entropy"))
             steps = range(1, 1 + max(map(len, by_seed.values()), default=0))
             draw_curve(panel, steps, by_seed, place)
-        panel.set_title(REWARDS[reward], loc="right")
-        panel.set_xlabel("step")
-        panel.set_ylim(bottom=0)
-    axes[0].set_ylabel("entropy, nats a token")
+        panel.axhline(0, color=LIGHT["soft"], linewidth=0.6)
+        panel.set_title(REWARDS[reward])
+        step_axis(panel)
+    axes[0].set_ylabel("entropy since step 1, nats a token")
     keys = line_keys(results, [key(bounds, TASK) for bounds in BOUNDS])
     for line, bounds in zip(keys, BOUNDS, strict=True):
         line.set_label(LABELS[bounds])
-    legend_above(axes[0], keys)
+    legend_on_top(found, keys)
     return found
 
 

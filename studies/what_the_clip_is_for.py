@@ -9,7 +9,7 @@ import math
 import sys
 from pathlib import Path
 
-from common.figures import draw_seeds, point_keys
+from common.figures import draw_seeds, legend_on_top, point_keys, power_axis
 from common.measures import (
     accuracy_measures,
     largest,
@@ -35,11 +35,11 @@ from common.page import (
     with_interval,
 )
 from common.results import Measures, Results
-from common.statistics import CONFIDENCE, sign_test
+from common.statistics import CONFIDENCE, Interval, sign_test
 from common.study import Arm, Study, main
 from matplotlib.figure import Figure
 
-from dinghai.view.figure_style import WIDE, legend_above, new_figure, percent_axis
+from dinghai.view.figure_style import WIDE, new_figure, percent_axis
 from dinghai.view.palette import LIGHT
 
 CLIP, NONE, BOTH = "clip", "none", "both"
@@ -74,7 +74,6 @@ def measure(run: Path) -> Measures:
     kl = largest(rows, "kl_old_new_k3")
     return found | {
         "collapsed": float(found["accuracy_end"] < found["accuracy_start"]),
-        "kl_largest": kl,
         "log10_kl_largest": math.log10(kl) if kl else None,
         "log_ratio_largest": largest(rows, "log_ratio_abs_max"),
         "relapse": mean_over_signal(rows, "clip/region/relapse_fraction"),
@@ -161,6 +160,11 @@ def moved(results: Results) -> list[float]:
     return [value for arm in arms for value in results.numbers(arm, "log_ratio_largest").values()]
 
 
+def powers_of_ten(found: Interval | None) -> Interval | None:
+    """From an interval of decimal logarithms: the geometric mean with its interval."""
+    return found and Interval(10**found.mean, 10**found.low, 10**found.high, found.n)
+
+
 def page(results: Results) -> Page:
     found = findings(results)
     return Page(
@@ -187,6 +191,7 @@ def page(results: Results) -> Page:
             "The norm of the gradient is clipped to 1 in all runs, as is usual: that is a brake of its own.",
         ],
         notes=[
+            "The means of the largest KL are geometric.",
             "A run has collapsed if its accuracy at the end lies below that after the cold start.",
             f"{len(SETTINGS)} settings are compared in each row: of so many intervals at 95 % about one in seven such "
             "rows holds one that excludes 0 on a given side by chance.",
@@ -208,7 +213,7 @@ def _table(results: Results) -> Table:
                     with_interval(results.interval(arm, "accuracy_end"), percent),
                     f"{lost} of {len(results.seeds)}",
                     with_interval(results.interval(arm, "worst_fall"), percent),
-                    with_interval(results.interval(arm, "kl_largest"), significant(2)),
+                    with_interval(powers_of_ten(results.interval(arm, "log10_kl_largest")), significant(2)),
                     "no band" if rule == NONE else with_interval(results.interval(arm, "relapse"), percent),
                     "none" if rule == NONE else with_interval(results.interval(arm, "gradient_removed"), percent),
                 ]
@@ -218,10 +223,10 @@ def _table(results: Results) -> Table:
 
 
 def figure(results: Results) -> Figure:
-    found = new_figure(WIDE, 3.9)
+    found = new_figure(WIDE, 4.2)
     axes = found.subplots(2, len(UPDATES), sharex=True, sharey="row")
     for column, updates in enumerate(UPDATES):
-        for row, measure_name in enumerate(("accuracy_end", "kl_largest")):
+        for row, measure_name in enumerate(("accuracy_end", "log10_kl_largest")):
             for place, rule in enumerate(RULES):
                 for i, rate in enumerate(RATES):
                     values = list(results.numbers(key(rule, updates, rate), measure_name).values())
@@ -229,15 +234,15 @@ def figure(results: Results) -> Figure:
         start = results.interval(key(CLIP, updates, RATES[0]), "accuracy_start")
         if start is not None:
             axes[0][column].axhline(start.mean, color=LIGHT["soft"], linewidth=0.8, linestyle=(0, (4, 3)))
-        axes[0][column].set_title(f"{updates} updates a batch", loc="right")
+        axes[0][column].set_title(f"{updates} updates a batch")
         axes[1][column].set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
         axes[1][column].set_xlabel("learning rate")
-        axes[1][column].set_yscale("log")
+        power_axis(axes[1][column].yaxis)
         axes[0][column].set_ylim(-0.03, 1.03)
     percent_axis(axes[0][0].yaxis)
     axes[0][0].set_ylabel("held-out accuracy")
     axes[1][0].set_ylabel("largest KL(old‖new), nats")
-    legend_above(axes[0][0], point_keys([LABELS[rule] for rule in RULES]))
+    legend_on_top(found, point_keys([LABELS[rule] for rule in RULES]))
     return found
 
 

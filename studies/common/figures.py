@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from common.results import Results
 from common.statistics import interval
@@ -57,3 +59,25 @@ def point_keys(labels: Sequence[str]) -> list[Line2D]:
         Line2D([], [], label=label, color=look(place)["color"], marker="o", linestyle="none", markersize=4)
         for place, label in enumerate(labels)
     ]
+
+
+def legend_on_top(figure: Figure, keys: Sequence[Line2D]) -> None:
+    """One legend for all panels, above them and their titles."""
+    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), borderpad=0.1)
+
+
+def power_axis(axis: Any) -> None:
+    """An axis of decimal logarithms whose ticks are the numbers themselves, at powers of ten."""
+    axis.set_major_locator(MultipleLocator(1))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:g}"))
+
+
+def step_axis(axes: Axes) -> None:
+    """An x axis of whole steps."""
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def since_start(by_seed: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
+    """Each series less its first value, so that seeds that begin apart can be compared."""
+    return {seed: [value - values[0] for value in values] for seed, values in by_seed.items() if values}

@@ -108,7 +108,6 @@ def of_rules(
             "accuracy_end": accuracy[rule] + 0.05 * seed / 5 + spread,
             "worst_fall": 0.1,
             "collapsed": float(collapse.get(rule, False)),
-            "kl_largest": 10 ** kl[rule],
             "log10_kl_largest": kl[rule] + 0.1 * seed + spread,
             "log_ratio_largest": moved,
             "relapse": 0.01,
