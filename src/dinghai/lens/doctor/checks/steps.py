@@ -16,7 +16,9 @@ SPIKE_STEPS = Threshold(5, "the median of fewer says little", "statistics")
 UNEVEN = Threshold(
     0.5, "of the tokens with a signal: the others count for nothing beside a few with large ratios", "arithmetic"
 )
-UNEVEN_STEPS = Threshold(0.1, "of the steps: single ones happen in runs that learn well", "measured here")
+UNEVEN_STEPS = Threshold(
+    0.1, "of the steps, and two at least: single ones happen in runs that learn well", "measured here"
+)
 SPREAD = Threshold(
     0.3,
     "nats (root mean square of log r) after one update of a batch: a typical token's probability is off by a third; "
@@ -64,7 +66,7 @@ def _norm_spiked(case: Case) -> Finding | None:
 def _uneven(case: Case) -> Finding | None:
     series = steps_and_values(case.training, "clip/ess_fraction")
     low = [pair for pair in series if pair[1] < UNEVEN.value]
-    if not low or len(low) < UNEVEN_STEPS.value * len(series):
+    if len(low) < max(2, UNEVEN_STEPS.value * len(series)):
         return None
     step, least = min(low, key=lambda pair: pair[1])
     return Finding(
