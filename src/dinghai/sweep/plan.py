@@ -171,12 +171,16 @@ def _names(axes: list[Axis], chosen: list[dict[str, str]]) -> list[str]:
     shorts = short_keys([axis.key for axis in axes])
     names: list[str] = []
     for number, values in enumerate(chosen):
-        text = "_".join(f"{shorts[key]}-{value}" for key, value in values.items()) or "base"
-        name = re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")
+        name = "_".join(f"{_in_names(shorts[key])}-{_in_names(value)}" for key, value in values.items()) or "base"
         if len(name) > _LONGEST_NAME or name.lower() in (other.lower() for other in names):
             name = f"{name[: _LONGEST_NAME - 8]}-{number}"
         names.append(name)
     return names
+
+
+def _in_names(text: str) -> str:
+    """Text as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "x"
 
 
 # --- plan.json -------------------------------------------------------------------------------------------------------
