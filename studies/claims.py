@@ -195,8 +195,10 @@ def _escaped_in_runs(results: Results) -> Part:
 
 
 def _not_by_the_formula(results: Results) -> list[Part]:
-    farthest = max(results.numbers("ppo", "log_ratio_largest").values(), default=math.nan)
-    first = max(results.numbers("ppo", "stopped_first").values(), default=math.nan)
+    farthest = max(results.numbers("ppo", "log_ratio_largest").values(), default=None)
+    first = max(results.numbers("ppo", "stopped_first").values(), default=None)
+    if farthest is None or first is None:
+        return [Part("the clip bounds the ratio, and acts on the first update of a batch", "no run to tell", False)]
     return [
         Part(
             "the clip bounds the ratio",

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from common.figures import draw_curve, line_keys
 from common.measures import accuracy_measures, mean_over_signal, mean_share_of_gradient, rows_of, series
-from common.page import CAME_OUT, Finding, Page, Table, judge, percent, points, significant
+from common.page import CAME_OUT, NOT_TOLD_APART, Finding, Page, Table, judge, percent, points, significant
 from common.page import with_interval as shown
 from common.results import Measures, Results
+from common.statistics import Interval
 from common.study import Arm, Study, main
 from matplotlib.figure import Figure
 
@@ -51,7 +52,6 @@ def findings(results: Results) -> list[Finding]:
     end, over = (results.difference(PPO, GRPO, what) for what in ("accuracy_end", "accuracy_mean"))
     time = results.difference(PPO, GRPO, "seconds_update")
     explained = results.interval(PPO, "explained_late")
-    learned = explained is not None and explained.low > SKILL
     return [
         Finding(
             "a critic makes training better at equal rollouts",
@@ -63,7 +63,7 @@ def findings(results: Results) -> list[Finding]:
             "the critic learns to tell good states from bad ones",
             f"explained variance of the returns over the second half of the steps: the interval above {SKILL:g}",
             shown(explained, significant(2)),
-            CAME_OUT if learned else "did not come out: it is no better than a constant",
+            skill(explained),
         ),
         Finding(
             "a critic costs time",
@@ -74,6 +74,13 @@ def findings(results: Results) -> list[Finding]:
             judge(time, 1),
         ),
     ]
+
+
+def skill(explained: Interval | None) -> str:
+    """The outcome of "the critic explains more than a constant does"."""
+    if explained is None or explained.n < 2:
+        return NOT_TOLD_APART
+    return CAME_OUT if explained.low > SKILL else "did not come out: it is no better than a constant"
 
 
 def page(results: Results) -> Page:

@@ -25,6 +25,7 @@ REFERENCE = "reinforce"  # w = A always: what every rule is said to be at r = 1
 UPDATES = {1: {"epochs": 1, "minibatches": 1}, 4: {"epochs": 2, "minibatches": 2}}
 STEPS = 4
 EXACT = 0.0
+TO_THE_BIT, TO_ROUNDING = "to the last bit", "to rounding"
 ROUNDING = 1e-3  # of the way that the weights went: Adam divides by a gradient's size, so a last digit may grow
 
 # A model of 70 thousand weights, on sums of two digits: 340 runs fit in minutes.
@@ -72,6 +73,8 @@ def measure(folder: Path) -> Measures:
     arm, _, seed = folder.name.rpartition("-")
     _, _, updates = arm.rpartition("-")
     reference = folder.parent / f"{arm_of(REFERENCE, int(updates))}-{seed}"
+    if not (reference / "model").exists():  # it failed
+        return {}
     begun = Path(_model_path(folder))
     end, base, start = (
         load_file(path / "model.safetensors") for path in (folder / "model", reference / "model", begun)
@@ -97,17 +100,22 @@ def rules_of(results: Results) -> list[str]:
     return [arm.rpartition("-")[0] for arm in results.arms if arm.endswith("-1")]
 
 
-def farthest(results: Results, rule: str, updates: int) -> float:
-    """The largest distance over the seeds; infinite where a run has failed."""
-    arm = arm_of(rule, updates)
-    found = results.numbers(arm, "distance")
-    return max(found.values()) if found and not results.failed(arm) else math.inf
+def farthest(results: Results, rule: str, updates: int) -> float | None:
+    """The largest distance over the seeds; None where a run of the rule, or of the reference, has failed."""
+    found = results.numbers(arm_of(rule, updates), "distance")
+    return max(found.values()) if len(found) == len(results.seeds) else None
 
 
-def how_equal(distance: float) -> str:
+def is_apart(distance: float | None) -> bool:
+    return distance is not None and distance > ROUNDING
+
+
+def how_equal(distance: float | None) -> str:
+    if distance is None:
+        return "failed"
     if distance == EXACT:
-        return "to the last bit"
-    return "to rounding" if distance <= ROUNDING else "no"
+        return TO_THE_BIT
+    return TO_ROUNDING if distance <= ROUNDING else "no"
 
 
 def same_weights(results: Results, updates: int) -> list[list[str]]:
@@ -127,15 +135,16 @@ def reason(rule: str) -> str:
 
 def page(results: Results) -> Page:
     rules = rules_of(results)
-    apart_at_1 = [rule for rule in rules if farthest(results, rule, 1) > ROUNDING]
-    exact = [rule for rule in rules if farthest(results, rule, 1) == EXACT]
+    apart_at_1 = [rule for rule in rules if is_apart(farthest(results, rule, 1))]
+    equal = [rule for rule in rules if how_equal(farthest(results, rule, 1)) in (TO_THE_BIT, TO_ROUNDING)]
+    exact = [rule for rule in rules if how_equal(farthest(results, rule, 1)) == TO_THE_BIT]
     unexplained = [rule for rule in apart_at_1 if "on-policy-reinforce" not in find_rule(rule).breaks]
-    apart_at_4 = [rule for rule in rules if farthest(results, rule, 4) > ROUNDING]
-    equal_holds = not unexplained and len(rules) - len(apart_at_1) > 1
+    apart_at_4 = [rule for rule in rules if is_apart(farthest(results, rule, 4))]
+    equal_holds = not unexplained and len(equal) + len(apart_at_1) == len(rules)
     parts_holds = len(apart_at_4) > len(rules) / 2
     differ = "; ".join(f"{rule}: {reason(rule)}" for rule in apart_at_1) or "none"
     summary = (
-        f"With one update a batch {len(rules) - len(apart_at_1)} of {len(rules)} rules end with the weights of plain "
+        f"With one update a batch {len(equal)} of {len(rules)} rules end with the weights of plain "
         f"REINFORCE, {len(exact)} of them to the last bit. "
         + (f"Not equal: {differ}. " if apart_at_1 else "")
         + f"With four updates {len(apart_at_4)} of {len(rules)} part from it. With one update a "
@@ -150,8 +159,7 @@ def page(results: Results) -> Page:
                 "with one update a batch every rule is REINFORCE",
                 f"final weights within {ROUNDING:g} of the way that REINFORCE's have gone, with every seed; a rule "
                 "that declares in the registry that it breaks this is excepted by name",
-                f"{len(rules) - len(apart_at_1)} of {len(rules)} equal, {len(exact)} of them to the last bit; "
-                f"differ: {differ}",
+                f"{len(equal)} of {len(rules)} equal, {len(exact)} of them to the last bit; differ: {differ}",
                 "came out" if equal_holds else "did not come out",
             ),
             Finding(
@@ -192,7 +200,15 @@ def _table(results: Results) -> Table:
     for rule in rules_of(results):
         at_1, at_4 = farthest(results, rule, 1), results.interval(arm_of(rule, 4), "distance")
         level = find_rule(rule).ratio_levels[0]
-        rows.append([f"`{rule}`", level, how_equal(at_1), f"{at_1:.1e}", with_interval(at_4, significant(2))])
+        rows.append(
+            [
+                f"`{rule}`",
+                level,
+                how_equal(at_1),
+                "–" if at_1 is None else f"{at_1:.1e}",
+                with_interval(at_4, significant(2)),
+            ]
+        )
     return Table(
         "Distance of the final weights from REINFORCE's, relative to how far those have moved",
         ["rule", "ratio", "equal with 1 update", "largest, 1 update", "4 updates"],
@@ -215,7 +231,8 @@ def figure(results: Results) -> Figure:
     axes = drawing.subplots()
     for x, rule in enumerate(rules):
         draw_seeds(axes, x, list(results.numbers(arm_of(rule, 4), "distance").values()), 0)
-        axes.plot([x], [farthest(results, rule, 1)], "x", color=look(1)["color"], markersize=4)
+        at_1 = farthest(results, rule, 1)
+        axes.plot([x], [math.nan if at_1 is None else at_1], "x", color=look(1)["color"], markersize=4)
     axes.set_xticks(range(len(rules)), rules, rotation=90)
     axes.set_ylabel("distance from REINFORCE's weights")
     axes.set_ylim(bottom=-0.05)

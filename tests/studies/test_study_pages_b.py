@@ -298,6 +298,19 @@ def test_figure_is_drawn_from_numbers(name: str, measures: Callable[[str, int], 
         assert b"<svg" in as_svg(ALL[name].figure(results_of(ALL[name], measures)))
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_is_claimed_where_every_run_failed(name: str) -> None:
+    """No number, no verdict that something came out: what is left of the claims are those that need no run."""
+    study = ALL[name]
+    results = results_of(study, lambda arm, seed: {})
+    results = replace(results, runs=tuple(replace(run, error="it failed") for run in results.runs))
+    assert CAME_OUT not in outcomes(study, results)
+    if name == "claims":
+        assert {claim.key: claim.verdict for claim in claims.claims(results)}["protects"] == "half"
+    with figure_settings():
+        assert b"<svg" in as_svg(study.figure(results))
+
+
 # --- settings and measures -------------------------------------------------------------------------------------------
 
 
