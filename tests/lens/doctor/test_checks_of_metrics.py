@@ -131,6 +131,13 @@ WRONG: dict[str, tuple[Changes, dict[str, Any], str, Grade, str]] = {
         "did not "
         "rise. A lower update.lr",
     ),
+    "entropy explodes, until no token has a signal": (
+        {step: {"reward/mean": 0.5 / step, "entropy": 0.5 * 1.4**step if step < 7 else None} for step in range(1, 21)},
+        {},
+        "entropy-explosion",
+        Grade.HARMFUL,
+        "Entropy exploded: from 0.84 to 3.2 nats a token",
+    ),
     "a leap of the norm": (
         {8: {"grad_norm_mean": 30.0}},
         {},

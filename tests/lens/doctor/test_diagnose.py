@@ -87,7 +87,7 @@ def test_every_check_is_registered_once_and_says_what_it_goes_by() -> None:
         assert one.fault.endswith("."), one.name
         for threshold in one.thresholds.values():
             assert len(threshold.why) > 20, one.name
-            assert threshold.source != "paper" or "arXiv" in threshold.why or "http" in threshold.why, one.name
+            assert threshold.source != "paper" or "arXiv" in threshold.why or "published" in threshold.why, one.name
 
 
 def test_no_threshold_is_a_clip_fraction_of_folklore() -> None:

@@ -20,7 +20,9 @@ STOPPED = Threshold(
     "2510.01161), and seven times what any step of the built-in task stops",
     "paper",
 )
-OUTSIDE = Threshold(0.3, "of the tokens with a signal are beyond a bound of another ratio's scale", "arithmetic")
+SCALE = Threshold(
+    10.0, "times below or above the range in which published runs with that ratio lie (`dinghai rules NAME`)", "paper"
+)
 
 
 # --- they never act ----------------------------------------------------------------------------------------------
@@ -104,14 +106,13 @@ def _wrong_unit(case: Case) -> Finding | None:
     sentences = _off_scale(case)
     if not sentences:
         return None
-    acts = outside >= OUTSIDE.value
     shows = (
         f"in {counted(len(case.training), 'step')} {percent(outside)} of the tokens with a signal lay beyond a bound"
     )
     return Finding(
         check="wrong-unit",
-        grade=Grade.HARMFUL if acts else Grade.WASTEFUL,
-        share=outside if acts else 1 - outside,
+        grade=Grade.WASTEFUL if case.of_sequences else Grade.HARMFUL,  # too wide to act, or too narrow to let learn
+        share=1.0,
         title="A bound is in the unit of another ratio",
         evidence=tuple(Evidence(text) for text in (*sentences, shows)),
         cause="Bounds of tokens' ratios are tenths; the ratio of a sequence is a geometric mean over its tokens, and "
@@ -199,7 +200,7 @@ def _takes_too_much(case: Case) -> Finding | None:
 
 
 CHECKS = (
-    Check("wrong-unit", "A bound is in the unit of another ratio.", {"outside": OUTSIDE}, _wrong_unit),
+    Check("wrong-unit", "A bound is in the unit of another ratio.", {"scale": SCALE}, _wrong_unit),
     Check(
         "takes-too-much",
         "The rule or the rollout correction takes most of the gradient.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ COLLAPSE = Threshold(0.1, "of the entropy it began with: few completions of a pr
 EXPLOSION = Threshold(
     3.0, "times the entropy it began with; healthy runs of the built-in task never pass 1.2 times", "measured here"
 )
+EXPLOSION_STEPS = Threshold(4, "steps with an entropy: fewer have no beginning and end", "arithmetic")
 ROSE = Threshold(
     2.0, "standard errors by which a reward rises: then a higher entropy may be what it takes", "statistics"
 )
@@ -49,13 +51,14 @@ def _collapsed(case: Case) -> Finding | None:
 
 
 def _exploded(case: Case) -> Finding | None:
+    """The series may be short: groups whose completions are all noise have no signal, and then no entropy is measured."""
     series = steps_and_values(case.training, "entropy")
-    if not _is_long(series):
+    if len(series) < EXPLOSION_STEPS.value:
         return None
-    begin, end = _ends(series)
+    number = min(5, math.ceil(len(series) / 4))
+    begin, end = (statistics.fmean(value for _, value in part) for part in (series[:number], series[-number:]))
     ceiling = EXPLOSION.value * begin
-    reward = change_of_means([value for _, value in steps_and_values(case.training, "reward/mean")])
-    if begin <= 0 or end <= ceiling or (reward is not None and reward.sigmas > ROSE.value):
+    if begin <= 0 or end <= ceiling or _reward_rose(case):
         return None
     since = _since(series, lambda value: value > ceiling)
     return Finding(
@@ -77,6 +80,14 @@ def _exploded(case: Case) -> Finding | None:
         "the reference (objective.kl.beta) may help",
         view="curves",
     )
+
+
+def _reward_rose(case: Case) -> bool:
+    rewards = [value for _, value in steps_and_values(case.training, "reward/mean")]
+    change = change_of_means(rewards)
+    if change is not None:
+        return change.sigmas > ROSE.value
+    return bool(rewards) and rewards[-1] > rewards[0]
 
 
 def _is_long(series: Sequence[tuple[int, float]]) -> bool:
@@ -110,7 +121,7 @@ CHECKS = (
     Check(
         "entropy-explosion",
         "The policy's entropy multiplies and the reward does not rise.",
-        {"explosion": EXPLOSION, "sigmas of the reward": ROSE},
+        {"explosion": EXPLOSION, "steps": EXPLOSION_STEPS, "sigmas of the reward": ROSE},
         _exploded,
     ),
 )
