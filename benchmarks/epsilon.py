@@ -140,7 +140,10 @@ def measure(folder: Path, seeds: range, steps: int, workers: int) -> tuple[list[
         "| start | held-out while training, given | advised | default | advised - given | advised - default |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    ranges = ["| start | eps_low may lie from | to | eps_high from | to |", "|---|---:|---:|---:|---:|"]
+    ranges = [
+        "| start | eps_low takes, as given | may lie from | to | eps_high takes, as given | may lie from | to |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     held = True
     for start in STARTS:
         given = reached({seed: first[start, seed] for seed in seeds})
@@ -187,10 +190,12 @@ def span(values: list[float]) -> str:
 
 
 def range_texts(advices: list[Advice]) -> list[str]:
-    """Of each bound where its range begins and ends, over the seeds."""
+    """Of each bound the share of the gradient that it took, and where its range begins and ends, over the seeds."""
     texts = []
     for place in (0, 1):
         ends = [advice.bounds[place] for advice in advices if advice.nothing is None]
+        taken = [one.values[one.bound.value].taken.gradient for one in ends]
+        texts.append(f"{statistics.fmean(taken):.1%}" if taken else "-")
         for values in ([one.low for one in ends], [one.high for one in ends]):
             known = [value for value in values if value is not None]
             texts.append(span(known) if known else "-")

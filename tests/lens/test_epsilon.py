@@ -66,6 +66,16 @@ def test_a_range_begins_and_ends_at_its_criteria(normal: Path) -> None:
         assert not one.low_is_noise
 
 
+def test_of_a_large_record_a_part_is_looked_at(normal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = advise(normal)
+    monkeypatch.setattr("dinghai.lens.epsilon_evidence.TOKENS_AT_MOST", 3000)
+    part = advise(normal)
+    assert (whole.one_in, part.one_in) == (1, 2)
+    assert whole.tokens == 6000
+    assert 2400 < part.tokens < 3600
+    assert of(part, "eps_low").low == pytest.approx(of(whole, "eps_low").low, rel=0.5)
+
+
 def test_a_value_within_the_range_is_kept(normal: Path) -> None:
     advice = advise(normal)
     assert [one.kind for one in advice.bounds] == ["keep", "keep"]

@@ -104,8 +104,9 @@ def _ratio(advice: Advice) -> str:
 
 def _read(advice: Advice) -> str:
     updates = f"updates 2 to {advice.updates_per_batch}" if advice.updates_per_batch > 2 else "update 2"
+    part = f", one completion in {advice.one_in}" if advice.one_in > 1 else ""
     return (
-        f"read: {len(advice.steps)} of {advice.steps_recorded} recorded steps, {updates} of each batch, "
+        f"read: {len(advice.steps)} of {advice.steps_recorded} recorded steps{part}, {updates} of each batch, "
         f"{advice.tokens:,} tokens with a signal"
     )
 
@@ -214,6 +215,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
         "read": {
             "steps": advice.steps,
             "steps_recorded": advice.steps_recorded,
+            "one_completion_in": advice.one_in,
             "updates_per_batch": advice.updates_per_batch,
             "tokens_with_signal": advice.tokens,
             "mean_length": advice.mean_length,

@@ -47,7 +47,7 @@ def advise(run_folder: Path, measured: Sequence[KnownNoise] = ()) -> Advice:
     noises.sort(key=lambda known: (known.of_ratio, known.apart.quantile(0.99)), reverse=True)
     advice = Advice(
         run_folder, policy_loss, _too_little(evidence, noises, settings), steps=evidence.steps,
-        steps_recorded=len(recorded), updates_per_batch=evidence.updates_per_batch,
+        steps_recorded=len(recorded), one_in=evidence.one_in, updates_per_batch=evidence.updates_per_batch,
         tokens=evidence.tokens_with_signal, mean_length=evidence.mean_length,
     )  # fmt: skip
     if advice.nothing is not None:

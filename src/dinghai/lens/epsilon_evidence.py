@@ -28,6 +28,7 @@ from dinghai.objective import PolicyLoss
 from dinghai.trace import TraceReader
 
 _LOST = [EFFECTS.index(name) for name in ("stopped", "reversed")]
+TOKENS_AT_MOST = 1_000_000  # that are read, about; half a minute of work
 _SEED = 0  # of the differences that are drawn: the same run gets the same advice
 
 
@@ -48,17 +49,20 @@ class Evidence:
         reader: of the run's trace.
         steps: those that are looked at; damaged ones are passed over.
         policy_loss: the run's own.
+
+    Of a large record one completion in `one_in` is looked at, unless the rule looks at whole minibatches.
     """
 
     def __init__(self, reader: TraceReader, steps: Sequence[int], policy_loss: PolicyLoss) -> None:
         self.policy_loss = policy_loss
         self.steps: list[int] = []
         self.updates_per_batch = 0
+        self.one_in = 1 if policy_loss.rule.context is not None else _one_in(reader, steps)
         minibatches: list[Tokens] = []
         for step in steps:
             try:
                 updates = reader.updates(step)
-                found = [_trained_on(read_tokens(reader, step, update)) for update in updates[1:]]
+                found = [_chosen(read_tokens(reader, step, update), self.one_in) for update in updates[1:]]
             except DinghaiError:
                 continue
             self.steps.append(step)
@@ -222,9 +226,22 @@ def _lost(decided: Tokens, bound: Bound) -> tuple[np.ndarray, np.ndarray]:
     return concerned_N & _beyond(decided, bound) & np.isin(decided.effect, _LOST), concerned_N
 
 
-def _trained_on(tokens: Tokens) -> Tokens:
-    """Without the samples that were never scored: nothing is known of their ratios, and they had no signal."""
-    return tokens.rows(np.flatnonzero(tokens.scored)) if not tokens.scored.all() else tokens
+def _one_in(reader: TraceReader, steps: Sequence[int]) -> int:
+    rows = 0
+    for step in steps:
+        try:
+            rows += reader.marker(step).tokens_recorded * (len(reader.updates(step)) - 1)
+        except DinghaiError:
+            continue
+    return max(1, math.ceil(rows / TOKENS_AT_MOST))
+
+
+def _chosen(tokens: Tokens, one_in: int) -> Tokens:
+    """One completion in so many, without those that were never scored: nothing is known of their ratios."""
+    # Ids are scattered first: neighbours may take turns in something.
+    scattered_N = (tokens.sample.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(16)) % np.uint64(one_in)
+    chosen_N = tokens.scored & (scattered_N == 0)
+    return tokens if chosen_N.all() else tokens.rows(np.flatnonzero(chosen_N))
 
 
 def _with(tokens: Tokens, **columns: np.ndarray) -> Tokens:
