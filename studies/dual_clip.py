@@ -158,8 +158,8 @@ def page(results: Results) -> Page:
         "largest gradient norm of an update, and held-out accuracy at the end (dashed: after the cold start).",
         tables=[_table(results)],
         literature=[
-            "Dual-clip PPO was introduced for a game played with very stale samples, where r·A with A < 0 has a large "
-            "and unbounded variance; c = 3 (arXiv 1912.09729, section 4, equation 5).",
+            "Dual-clip PPO was introduced for training on samples of many older policies, where r·A with A < 0 has a "
+            "large and unbounded variance; c = 3 (arXiv 1912.09729, equation 5).",
             "verl has it on by default, at c = 3, and DAPO's recipes use 10; TRL's `delta` is off by default.",
         ],
         setting=[

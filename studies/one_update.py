@@ -35,16 +35,14 @@ SMALL = {
 }
 
 
-def changes(rule: Rule, updates: int) -> dict[str, object]:
-    """The rule with its paper's parameters at its paper's ratio, and one reduction for all."""
-    objective = {"rule": rule.name, "ratio": rule.ratio_levels[0], "reduction": "token-mean"}
-    return {"objective": objective, "update": UPDATES[updates]}
-
-
 def arms() -> list[Arm]:
     """Each registered rule with one update a batch, and with four."""
     return [
-        Arm(arm_of(rule.name, updates), f"{rule.name}, {updates} update{'s' * (updates > 1)}", changes(rule, updates))
+        Arm(
+            arm_of(rule.name, updates),
+            f"{rule.name}, {updates} update{'s' * (updates > 1)}",
+            {"objective": {"rule": rule.name}, "update": UPDATES[updates]},
+        )
         for updates in UPDATES
         for rule in RULES.values()
         if not is_of_a_study(rule)
@@ -259,6 +257,7 @@ STUDY = Study(
         "run": {"steps": STEPS},
         "task": SMALL["task"],
         "rollout": {"prompts": 8, "max_new_tokens": 16},
+        "objective": {"reduction": "token-mean"},
         "update": {"warmup": 0, "shortcuts": {"one_pass_head": False, "skip_no_signal": False}},
         "evaluation": {"every": 100},
         "trace": {"enabled": False},
