@@ -94,7 +94,15 @@ def test_it_says_what_run_it_shows_and_how_far_that_is(run: Path, serve: Any, op
     assert not page.is_visible("#runs")
     assert not page.is_visible("#compare")
     named = page.locator("#bar button:visible").all_inner_texts()
-    assert named == ["Summary", "Curves", "What the rule did", "Where the rule acts", "Token by token", "Settings"]
+    assert named == [
+        "Summary",
+        "Curves",
+        "What the rule did",
+        "Where the rule acts",
+        "Another ε or rule",
+        "Token by token",
+        "Settings",
+    ]
 
 
 def test_new_steps_appear_by_themselves_and_the_reader_stays_where_he_is(run: Path, serve: Any, open_page: Any) -> None:

@@ -71,6 +71,10 @@ def open_drawn(run: Path, address: str, open_page: Any) -> Any:
         if name != "explainer":
             page.wait_for_selector("#tokens .tokens .t")
             page.wait_for_selector("#settings table, #settings dl", state="attached")
+        if name == "live":  # which replays a run when the reader comes near
+            page.locator("#replay").scroll_into_view_if_needed()
+            page.wait_for_selector("#replay .rp-about, #replay .notes:not(.rp-stale)")
+            page.evaluate("scrollTo(0, 0)")
         return page
 
     return open_one

@@ -168,7 +168,8 @@ def assert_as_recorded(data: dict[str, Any], names: Names, fate: dict[str, Any],
         shown = [data["overview"][known][i]["name"] for i in np.broadcast_to(fate[column], count)]
         assert shown == [stored[i] for i in rows[column].tolist()]
     if fate.get("scored") is False:
-        assert fate["ratio"] is None and np.isnan(rows["logp_new"]).all()
+        assert fate["ratio"] is None
+        assert np.isnan(rows["logp_new"]).all()
         return
     ratio = np.exp(rows["logp_new"].astype(float) - rows["logp_old"].astype(float))
     assert np.allclose(np.broadcast_to(fate["ratio"], count), ratio, rtol=1e-4)

@@ -28,7 +28,7 @@ export function findingList(host) {
       const before = new Map([...host.querySelectorAll("details")].map(one => [one.dataset.check, one.open]));
       shown = now;
       const tables = new Set(settings.map(([name]) => name.split(".")[0]));
-      host.replaceChildren(el("h3", "", findings.length === 1 ? "One thing looks wrong" : `${findings.length} things look wrong, the gravest first`),
+      host.replaceChildren(el("h2", "", findings.length === 1 ? "One thing looks wrong" : `${findings.length} things look wrong, the gravest first`),
         ...findings.map((one, index) => entry(one, before.has(one.check) ? before.get(one.check) : index === 0, tables, isSeen)));
     },
   };
@@ -43,8 +43,8 @@ function entry(finding, isOpen, tables, isSeen) {
   const node = el("details", `finding g-${finding.grade}`, el("summary", "", badge, " ", el("b", "", ...text(finding.title))),
     el("dl", "",
       ...(evidence.length ? item("Evidence", el("ul", "", ...evidence)) : []),
-      ...(finding.cause ? item("Cause", ...text(finding.cause)) : []),
-      ...(finding.fix ? item("What to do", ...text(finding.fix)) : []),
+      ...(finding.cause ? item("Cause", ...text(ended(finding.cause))) : []),
+      ...(finding.fix ? item("What to do", ...text(ended(finding.fix))) : []),
       ...item("See", linkTo(finding.view, SECTION_NAMES[finding.view] || finding.view), el("small", "", `found by the check ${finding.check}`))));
   node.dataset.check = finding.check;
   node.open = isOpen;
@@ -65,6 +65,8 @@ export function placeText({ step, update, group, sample, position }) {
   return parts.filter(([, value]) => value !== undefined && value !== null)
     .map(([name, value, first]) => (name === "update" ? updateName(value) : `${name} ${value + first}`)).join(", ");
 }
+
+const ended = text => text.replace(/\.?\s*$/, ".");
 
 // A capital at the beginning, unless that is the name of a setting or a command.
 function opened(text) {

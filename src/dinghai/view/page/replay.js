@@ -29,8 +29,10 @@ export async function mountReplay(host, source, run) {
     try {
       const page = await source.replay(run);
       shown = page;
+      const hadFocus = body.contains(document.activeElement);
       if (page) showReplay(body, page, source, run, () => load());
-      else body.replaceChildren(el("p", "note", "There is nothing to replay: no step with a token that has a signal is recorded."));
+      else body.replaceChildren(el("p", "note", "There is nothing to replay: no step is recorded."));
+      if (hadFocus && page) body.querySelector("select").focus({ preventScroll: true });
     } catch (error) {
       body.replaceChildren(el("p", "notes", `The run cannot be replayed: ${error.message}`));
     } finally {
@@ -42,7 +44,10 @@ export async function mountReplay(host, source, run) {
   source.replayed.set(null);
   if (!source.live) await load();
   else {
-    body.replaceChildren(el("p", "note", "The tokens are replayed when you come here."));
+    const now = el("button", "rp-back", "Replay the tokens");
+    now.type = "button";
+    now.addEventListener("click", () => load());
+    body.replaceChildren(now);
     body.classList.add("waiting");
     const watcher = new IntersectionObserver(seen => {
       if (asked || !seen[seen.length - 1].isIntersecting) return;

@@ -8,7 +8,7 @@ const AS_RUN = "run", AS_REPLAYED = "replay";
 
 // changed(): the marks are to be painted anew. The view calls take(…) before it paints, and asks for the rest then.
 export function replayMarks(source, run, changed) {
-  const choices = source.replayed, note = el("p", "changes"), kept = new Map();
+  const choices = source.replayed, note = el("p", "rp-turns"), kept = new Map();
   const picker = dropDown("decisions", value => choices.show(value === AS_REPLAYED));
   const choice = () => (choices ? choices.of(run) : null), isOn = () => choice() !== null && choices.isShown;
   let fates = new Map(), label = "", update = null, made = null, isMade = false;

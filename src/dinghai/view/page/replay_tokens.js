@@ -1,6 +1,6 @@
 // Which tokens of a prompt a replay decides otherwise than the run did, and in which words that is said.
 import { el } from "./dom.js";
-import { effectOf, regionOf } from "./token_facts.js";
+import { effectOf } from "./token_facts.js";
 import { words } from "./format.js";
 
 // kind -> symbol, what it means
@@ -10,8 +10,8 @@ export const TURNS = {
   other: ["◆", "its gradient would have been changed in another way"],
 };
 
-// Completion -> place -> { kind, before, region, effect } of the tokens that meet another fate in an update; null where it
-// cannot be told. found: { grid: [[side, kept_from, [n]]], rules: { key: [[region, effect, [n]]] } } of the tokens that may,
+// Completion -> place -> { kind, before, effect, region } of the tokens that meet another fate in an update, the region only
+// where another rule draws regions; null where it cannot be told. found: { grid: [[side, kept_from, [n]]], rules: { key: [[region, effect, [n]]] } } of the tokens that may,
 // n counting the tokens of the prompt's completions in that update, in their order.
 export function otherFates(overview, group, update, found, choice) {
   const starts = [];
@@ -34,7 +34,7 @@ export function otherFates(overview, group, update, found, choice) {
     if ((before === "stopped") === (fate.effect === "stopped") && (choice.kind === "grid" || before === fate.effect)) continue;
     const kind = before === "stopped" ? "freed" : fate.effect === "stopped" ? "caught" : "other";
     if (!fates.has(sample.id)) fates.set(sample.id, new Map());
-    fates.get(sample.id).set(place, { region: regionOf(overview, recorded, place).name, ...fate, kind, before });
+    fates.get(sample.id).set(place, { ...fate, kind, before });
   }
   return fates;
 }
@@ -50,5 +50,6 @@ export function turnsText(label, fates) {
 // One token's fate in the replay, beside that in the run.
 export function replayedSentence(label, fate) {
   if (!fate) return `Replayed with ${label}: as in the run.`;
-  return `${TURNS[fate.kind][0]} Replayed with ${label}: ${fate.effect} (${words(fate.region)}); in the run it was ${fate.before}.`;
+  const where = fate.region ? ` (${words(fate.region)})` : "";
+  return `${TURNS[fate.kind][0]} Replayed with ${label}: ${fate.effect}${where}; in the run it was ${fate.before}.`;
 }
