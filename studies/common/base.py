@@ -43,8 +43,10 @@ def merged(*layers: Mapping[str, Any]) -> Tables:
     for layer in layers:
         for key, value in layer.items():
             under = result.get(key)
-            both = isinstance(value, Mapping) and isinstance(under, dict)
-            result[key] = merged(under, value) if both else copy.deepcopy(value)
+            if isinstance(value, Mapping) and isinstance(under, dict):
+                result[key] = merged(under, value)
+            else:
+                result[key] = copy.deepcopy(value)
     return result
 
 

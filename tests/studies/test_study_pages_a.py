@@ -159,6 +159,15 @@ def test_a_run_that_failed_counts_as_collapsed() -> None:
     )
     assert outcomes(study, failed)[0] == CAME_OUT
     assert f"30 of {6 * SEEDS} without" in study.page(failed).findings[0].measured
+    ended_below = results_of(study, of_rules(BETTER, NEARER, {NONE: True}))
+    both = replace(
+        ended_below,
+        runs=tuple(
+            replace(r, error="NaN", measures={}) if r.arm.startswith(NONE) and r.seed == 0 else r
+            for r in ended_below.runs
+        ),
+    )
+    assert study.page(both).findings[0].measured == study.page(failed).findings[0].measured
 
 
 def test_the_clip_bounds_no_ratio_unless_all_stay_within() -> None:

@@ -113,6 +113,7 @@ def test_the_sign_test_is_the_exact_binomial(more: int, fewer: int, expected: fl
 @given(st.lists(finite, min_size=2, max_size=8), st.sampled_from([1, -1]))
 def test_a_verdict_turns_with_the_numbers(values: list[float], expected: int) -> None:
     """The same differences with the other sign have the opposite verdict; an interval that holds 0 has none."""
+    assert [judge(interval([1.0, 2.0, 1.5]), sign) for sign in (1, -1)] == [CAME_OUT, REVERSED]
     opposite = {CAME_OUT: REVERSED, REVERSED: CAME_OUT, NOT_TOLD_APART: NOT_TOLD_APART}
     verdict = judge(interval(values), expected)
     assert judge(interval([-value for value in values]), expected) == opposite[verdict]
