@@ -18,6 +18,7 @@ from sweep_trials import write_rewards  # noqa: E402
 TINY = """
 [run]
 steps = 3
+name = "left-out"
 [model]
 hidden_size = 16
 heads = 2

@@ -138,13 +138,12 @@ def _made(options: argparse.Namespace, overrides: list[str]) -> tuple[Plan, Path
     axes = parse_axes(options.vary or [])
     if options.search == "random" and not axes:
         raise InputError("--search random draws the values of what --vary names: name a setting")
-    load = _loader(options, overrides)
-    base = load({})
-    if base.run.name is not None or base.run.folder != "runs":
+    if any(o.partition("=")[0] in {"--run.name", "--run.folder"} for o in overrides):
         raise InputError("run.name and run.folder follow from the sweep: use --name and --folder")
+    load = _loader(options, overrides)
     plan = make_plan(axes, options.seeds or 5, load, options.trials)
     varied = "-".join(short.replace(".", "_") for short in short_keys([axis.key for axis in axes]).values())
-    name = options.name or f"{base.task.kind}-{varied or 'seeds'}"
+    name = options.name or f"{load({}).task.kind}-{varied or 'seeds'}"
     if not name.strip() or name in {".", ".."} or any(c in "/\\" or ord(c) < 32 for c in name):
         raise InputError(f"--name must be one folder's name, without slashes; got {name!r}")
     return plan, Path(options.folder or "sweeps") / name

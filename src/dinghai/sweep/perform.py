@@ -13,6 +13,7 @@ from typing import Any
 
 from dinghai.config.load import CONFIG_FILE, settings_from_json
 from dinghai.errors import DinghaiError
+from dinghai.text import safe
 
 _LONGEST_ERROR = 600  # characters; the traceback stands in the log
 
@@ -82,8 +83,8 @@ _LOADED: dict[Path, str] = {}
 
 
 def _in_words(error: BaseException) -> str:
-    """An error in one line."""
-    text = " ".join(str(error).split())
+    """An error in one line, harmless to show: what a reward raises may quote a completion."""
+    text = safe(" ".join(str(error).split()))
     if not isinstance(error, DinghaiError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text[:_LONGEST_ERROR]

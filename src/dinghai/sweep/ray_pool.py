@@ -17,6 +17,7 @@ from typing import Any
 
 from dinghai.errors import InputError
 from dinghai.sweep.perform import Job, Report, load_rules, perform
+from dinghai.text import safe
 
 _RETRIES = 1  # of a trial whose process died
 # No figures to Ray's makers, no files of loggers that nobody asked for; Ctrl-C is ours, since every run is resumable.
@@ -139,4 +140,4 @@ def _trainable(tune: Any) -> Any:
 def _in_words(trial: Any) -> str:
     """The last line of what Tune knows of a trial's death."""
     lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "Ray says no more"
+    return safe(lines[-1][:300]) if lines else "Ray says no more"
