@@ -6,6 +6,7 @@ Run, in an environment with `ray[tune]`: pytest tests/sweep/test_sweep_ray.py
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dinghai.errors import InputError
 from dinghai.sweep.trials import Outcome, run_trials
 from dinghai.train.run import train
 
+ray = pytest.importorskip("ray")
 pytest.importorskip("ray.tune")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:::ray.*"),
@@ -25,6 +27,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """Started once: that takes longer than the trials."""
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
 
 
 def test_on_ray_as_in_processes(tmp_path: Path) -> None:

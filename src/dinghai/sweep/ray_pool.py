@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dinghai.errors import InputError
+from dinghai.errors import InputError, RunFailed
 from dinghai.sweep.perform import Job, Report, load_rules, perform
 from dinghai.text import safe
 
@@ -47,7 +47,7 @@ def perform_on_ray(
     workers:   trials at a time; each has one CPU, and its share of the GPUs where there are any
     keep_open: is not used: Ray ends its workers when their driver is gone
 
-    Raises InputError if Ray Tune is not installed.
+    Raises InputError if Ray Tune is not installed, and RunFailed if Ray does not start.
     """
     if not jobs:
         return
@@ -57,7 +57,11 @@ def perform_on_ray(
     ray, tune = import_module("ray"), import_module("ray.tune")
     starts_ray = not ray.is_initialized()
     if starts_ray:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # Ray raises plain ones
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise RunFailed(f"Ray could not be started, or reached: {safe(lines[0][:300])}") from error
     left = {job.name: job for job in jobs}
 
     class Ended(tune.Callback):  # type: ignore[name-defined]
