@@ -51,7 +51,7 @@ def _collapsed(case: Case) -> Finding | None:
 
 
 def _exploded(case: Case) -> Finding | None:
-    """The series may be short: groups whose completions are all noise have no signal, and then no entropy is measured."""
+    """The series may be short: where all completions are noise no group has a signal, and no entropy is measured."""
     series = steps_and_values(case.training, "entropy")
     if len(series) < EXPLOSION_STEPS.value:
         return None
