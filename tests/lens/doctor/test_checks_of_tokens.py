@@ -187,13 +187,23 @@ def test_an_engine_in_low_precision_has_a_remedy_and_a_correction_takes_the_edge
 
 
 def test_bounds_within_the_noise_are_told_and_how_many_stops_are_chance(tmp_path: Path) -> None:
-    narrow = {"objective": {"eps_low": 1e-5, "eps_high": 1e-5}, "update": {"lr": 1e-5}}
-    run = run_tiny(tmp_path, "fault", {"rollout": {"dtype": "bfloat16"}}, narrow)
-    finding = found(case_of(run), "epsilon-in-noise")
+    narrow = {"objective": {"eps_low": 1e-7, "eps_high": 1e-7}, "update": {"lr": 1e-5}}
+    finding = found(case_of(run_tiny(tmp_path, "fault", narrow)), "epsilon-in-noise")
     assert finding.grade == Grade.INVALID
-    assert "float32 in rollout.dtype" in finding.fix
     assert "noise of that size alone" in finding.evidence[1].text
     assert look(make_case(tmp_path / "none", sampler=scattered(0.01)), "epsilon-in-noise") is None
+
+
+def test_noise_of_the_engine_alone_is_not_said_to_stop_anything(tmp_path: Path) -> None:
+    """The ratio is of the trainer's two log-probs, in which the engine's rounding is not."""
+    settings = {"rollout.dtype": "bfloat16"}
+    finding = found(make_case(tmp_path / "engine", sampler=scattered(0.3), settings=settings), "epsilon-in-noise")
+    assert finding.grade == Grade.NOTE
+    assert len(finding.evidence) == 1
+    both = settings | {"model.dtype": "bfloat16"}
+    finding = found(make_case(tmp_path / "both", sampler=scattered(0.3), settings=both), "epsilon-in-noise")
+    assert finding.grade == Grade.INVALID
+    assert "float32 in model.dtype and rollout.dtype" in finding.fix
 
 
 # --- relapse ---------------------------------------------------------------------------------------------------------

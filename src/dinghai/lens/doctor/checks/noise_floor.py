@@ -32,15 +32,14 @@ def _epsilon_in_noise(case: Case) -> Finding | None:
     many_by_chance = stops >= _LEAST_STOPS.value and by_chance >= _BY_CHANCE.value * stops
     if bound > noise.q95 and not many_by_chance:
         return None
-    step = case.steps[0]
-    evidence = [
-        Evidence(
-            f"with the same weights the engine and the trainer differ by up to {noise.q95:.2g} in log π on 95% of the "
-            f"{noise.of} (median {noise.median:.2g}), and the nearest bound of the rule is {bound:.2g} from r = 1 in "
-            "log r",
-            Place(step=step),
-        )
-    ]
+    differ = Evidence(
+        f"with the same weights the engine and the trainer differ by up to {noise.q95:.2g} in log π on 95% of the "
+        f"{noise.of} (median {noise.median:.2g}), and the nearest bound of the rule is {bound:.2g} from r = 1 in log r",
+        Place(step=case.steps[0]),
+    )
+    if _only_the_engine_is_coarse(case):
+        return _of_the_engine(case, differ)
+    evidence = [differ]
     if stops:
         evidence.append(
             Evidence(
@@ -57,6 +56,28 @@ def _epsilon_in_noise(case: Case) -> Finding | None:
         evidence=tuple(evidence),
         cause="What passes a bound does so partly by chance: by rounding, not because an update moved it",
         fix=_fix(case),
+        view="clip",
+    )
+
+
+def _only_the_engine_is_coarse(case: Case) -> bool:
+    """Whether log π_new and log π_old are both the trainer's, in more bits than the engine has: its rounding is in
+    neither."""
+    engine = case.setting("rollout.dtype")
+    own = case.setting("update.shortcuts.old_log_probs") in ("score", "first-update")
+    return own and engine == "bfloat16" and case.setting("model.dtype") == "float32"
+
+
+def _of_the_engine(case: Case, differ: Evidence) -> Finding:
+    return Finding(
+        check="epsilon-in-noise",
+        grade=Grade.NOTE,
+        share=1.0,
+        title="The engine is less exact than the rule's bounds are narrow",
+        evidence=(differ,),
+        cause="The ratio is of the trainer's own log-probs, so the engine's rounding stops nothing; but the tokens come "
+        "from a policy that is further from the trainer's than the rule lets it move",
+        fix='try rollout.dtype = "float32", or wider bounds (objective.eps_low, objective.eps_high)',
         view="clip",
     )
 
