@@ -206,6 +206,8 @@ def page(results: Results) -> Page:
             f"gradient, and would have lost it at {USUAL:g}.",
         ],
         notes=[
+            "Each of the first four rows holds three intervals: at 95 % about one such row in thirteen has one that "
+            "excludes 0 on a given side by chance.",
             "The task has one right answer and few ways to write it: there is little diversity to be kept, and losing "
             "it costs less than in mathematics with long chains of thought.",
             "The teacher forgets seven carries in ten, so the right digit has a probability of about 0.3 from the "
