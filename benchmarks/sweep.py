@@ -13,6 +13,7 @@ Prints tables; exits with status 1 if the bar of 3 is missed. About five minutes
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import random
@@ -74,32 +75,25 @@ def killed_sweep(arguments: list[str], kills: int, about: float) -> list[str]:
 
 def overheads(folder: Path) -> dict[str, float]:
     """Seconds of the start of a process, of the way between two runs, and of a report, in small runs."""
-    from dinghai.sweep.perform import Report
-    from dinghai.sweep.trials import Trial, _Progress, run_trials
+    from dinghai.config.load import settings_to_json
+    from dinghai.sweep.perform import Job, Report
+    from dinghai.sweep.pool import perform_in_processes
+    from dinghai.sweep.trials import Trial, validated
     from dinghai.view.report import write_report
 
     tiny = {"model": {"hidden_size": 16, "heads": 2}, "cold_start": {"steps": 3}, "task": {"held_out": 8}}
     trials = [Trial(f"tiny-{n}", {**tiny, "run": {"steps": 2, "seed": n}}) for n in range(8)]
-    reports: list[Report] = []
-    ends: list[float] = []
-    note = _Progress.note
-
-    def noted(self: _Progress, report: Report) -> None:
-        reports.append(report)
-        ends.append(time.perf_counter())
-        note(self, report)
-
-    _Progress.note = noted  # type: ignore[method-assign]
+    settings = validated(trials, folder / "tiny")
+    (folder / "tiny").mkdir()
+    jobs = [Job(name, str(folder / "tiny"), settings_to_json(one)) for name, one in settings.items()]
+    ends: list[tuple[float, Report]] = []
     begun = time.perf_counter()
-    run_trials(trials, folder / "tiny", workers=1, tell=lambda line: None)
-    _Progress.note = note  # type: ignore[method-assign]
-    between = [
-        later - sooner - report.seconds for sooner, later, report in zip(ends, ends[1:], reports[1:], strict=False)
-    ]
+    perform_in_processes(jobs, 1, (), (), lambda report: ends.append((time.perf_counter(), report)))
+    between = [later[0] - sooner[0] - later[1].seconds for sooner, later in itertools.pairwise(ends)]
     again = time.perf_counter()
     write_report(folder / "one" / "eps_high-0.2_seed-0")
     return {
-        "start of a process (imports)": ends[0] - begun - reports[0].seconds,
+        "start of a process (imports)": ends[0][0] - begun - ends[0][1].seconds,
         "from the end of a run to the next one's beginning": sum(between) / len(between),
         "report of a run": time.perf_counter() - again,
     }

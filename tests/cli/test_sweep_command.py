@@ -86,7 +86,7 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(capsys: pytest.CaptureFix
 
 
 def test_interrupted_it_goes_on_to_the_same_table(capsys: pytest.CaptureFixture[str], here: Path) -> None:
-    """Ctrl-C comes in the second step of the first run; a sweep of two processes that nobody interrupts has the same bytes."""
+    """Ctrl-C comes in the second step of the first run; an undisturbed sweep of two processes has the same bytes."""
     reward = ["--reward", f"{write_rewards(here / 'rewards')}:interrupts"]
     sweep = ["sweep", "tiny.toml", *VARY, "--seeds", "1", *reward]
     assert main([*sweep, "--name", "one", "--workers", "1"]) == 130
@@ -102,7 +102,7 @@ def test_interrupted_it_goes_on_to_the_same_table(capsys: pytest.CaptureFixture[
     assert main(["sweep", "sweeps/one"]) == 2
     assert "which is code: if you trust it, name it again: --reward" in capsys.readouterr().err
     assert main(["sweep", "sweeps/one", *reward, "--workers", "1"]) == 0
-    assert "held_out/accuracy at the end, over 1 seeds" in capsys.readouterr().out
+    assert "held_out/accuracy at the end, over 1 seed (n:" in capsys.readouterr().out
     assert "resumed after step 1" in (here / "sweeps/one/eps_high-0.1_seed-0.log").read_text("utf-8")
 
     assert main([*sweep, "--name", "other", "--workers", "2"]) == 0

@@ -199,13 +199,12 @@ def _named_code(options: argparse.Namespace) -> set[str]:
 
 
 def _opening(plan: Plan, folder: Path, workers: int) -> list[str]:
+    from dinghai.sweep.plan import counted
     from dinghai.text import safe
 
     trials = len(plan.trials)
-    lines = [
-        f"sweep {safe(str(folder))}: {len(plan.settings)} settings x {len(plan.seeds)} seeds = {trials} runs, "
-        f"{min(workers, trials)} at a time"
-    ]
+    which = f"{counted(len(plan.settings), 'setting')} x {counted(len(plan.seeds), 'seed')}"
+    lines = [f"sweep {safe(str(folder))}: {which} = {counted(trials, 'run')}, {min(workers, trials)} at a time"]
     if len(plan.settings) > 1:
         which = "the settings without --vary" if plan.reference_is_base else "the first of them"
         lines.append(f"compared with {safe(plan.label(plan.reference))} ({which})")

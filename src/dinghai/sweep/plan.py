@@ -77,6 +77,11 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
     return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
 
 
+def counted(number: int, what: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def make_plan(
     axes: list[Axis],
     seeds: int,

@@ -16,7 +16,7 @@ from rich.text import Text
 from dinghai.errors import RunFailed
 from dinghai.files import write_atomically
 from dinghai.sweep.chart import chart
-from dinghai.sweep.plan import Plan
+from dinghai.sweep.plan import Plan, counted
 from dinghai.sweep.table import Form, Goal, Row, as_csv, as_markdown, columns, measure, notes, tabulate
 from dinghai.sweep.trials import Outcome
 from dinghai.text import safe
@@ -83,7 +83,9 @@ def print_results(results: Results, console: Console | None = None) -> None:
     for line in zip(*found.values(), strict=True):
         table.add_row(*map(Text, line))
     console.print()
-    console.print(Text(f"{safe(results.metric)} at the end, over {len(plan.seeds)} seeds (n: those with a value)"))
+    console.print(
+        Text(f"{safe(results.metric)} at the end, over {counted(len(plan.seeds), 'seed')} (n: those with a value)")
+    )
     console.print(table)
     console.print()
     for note in notes(plan, results.rows, results.goal):

@@ -17,7 +17,7 @@ from dinghai.config.messages import did_you_mean, one_line
 from dinghai.errors import InputError
 from dinghai.lens.metrics_file import load_metrics
 from dinghai.sweep.intervals import Interval, interval, paired
-from dinghai.sweep.plan import Plan
+from dinghai.sweep.plan import Plan, counted
 from dinghai.sweep.trials import Outcome
 from dinghai.text import safe
 
@@ -243,7 +243,10 @@ def as_markdown(plan: Plan, rows: Sequence[Row], outcomes: Sequence[Outcome], me
     form = Form(rows)
     found = columns(plan, rows, form) | more_columns(rows, form)
     table = [list(found), ["---"] * len(found), *(list(line) for line in zip(*found.values(), strict=True))]
-    lines = [f"# {safe(metric)} over {len(plan.settings)} settings, {len(plan.seeds)} seeds each", ""]
+    lines = [
+        f"# {safe(metric)} over {counted(len(plan.settings), 'setting')}, {counted(len(plan.seeds), 'seed')} each",
+        "",
+    ]
     lines += ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in table]
     lines += ["", *(f"- {_escaped(note)}" for note in notes(plan, rows, goal))]
     failed = [outcome for outcome in outcomes if outcome.error is not None]
