@@ -20,7 +20,6 @@ from dinghai.lens.summary import load_config, load_run_metrics
 from dinghai.lens.tokens import read_tokens
 from dinghai.lens.words import counted
 from dinghai.text import safe
-from dinghai.trace.schema import TRACE_VERSION
 from dinghai.view.token_text import load_token_text, speller, tokenizer_file
 
 _BEFORE = 16  # tokens that are shown before the one that is meant
@@ -124,7 +123,6 @@ def as_json(run: RunDiagnosis) -> dict[str, Any]:
         "steps_planned": run.case.setting("run.steps"),
         "checks": [check.name for check in run.diagnosis.looked],
         "steps_read": run.case.steps,
-        "trace_version_readable": TRACE_VERSION,
         "findings": findings,
         "notes": run.notes,
     }
