@@ -75,7 +75,7 @@ def _of_the_engine(case: Case, differ: Evidence) -> Finding:
         share=1.0,
         title="The engine is less exact than the rule's bounds are narrow",
         evidence=(differ,),
-        cause="The ratio is of the trainer's own log-probs, so the engine's rounding stops nothing; but the tokens come "
+        cause="The ratio is of the trainer's own log-probs, so the engine's rounding stops nothing. But tokens come "
         "from a policy that is further from the trainer's than the rule lets it move",
         fix='try rollout.dtype = "float32", or wider bounds (objective.eps_low, objective.eps_high)',
         view="clip",
