@@ -39,7 +39,7 @@ from dinghai.trace import TraceReader
 MISMATCH = {"rollout": {"top_p": 0.7}}  # the engine's k is about 0.7, and a little more
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "tis": {"cap": 0.72},
-    "sequence-tis": {"cap": 0.002},
+    "sequence-tis": {"cap": 0.0144},
     "mis": {"low": 0.7015},
     "icepop": {"low": 0.7015},
     "sequence-mis": {"low": 0.0},
@@ -88,6 +88,14 @@ def test_so_do_the_rollout_corrections(tmp_path: Path, name: str) -> None:
     run = recorded(tmp_path, "run", MISMATCH, {"objective": {"corrections": {name: CORRECTIONS[name]}}})
     assert_decides_as_recorded(run)
     assert any((one.tokens.correction != 1).any() for one in every_update(run))
+
+
+def test_the_factors_of_the_runs_own_correction_are_the_recorded_ones(tmp_path: Path) -> None:
+    """What they were computed from is rounded in the trace, which adds up over a long sequence."""
+    run = recorded(tmp_path, "run", MISMATCH, {"objective": {"corrections": {"sequence-tis": {"cap": 2.0}}}})
+    tokens = read_tokens(TraceReader(run / "trace"), 1, 0)
+    coarse = type(tokens)(dict(tokens.columns) | {"logp_sampler": np.round(tokens.logp_sampler, 1)})
+    assert Minibatch(coarse).replay(recorded_objective(run)).as_recorded_N.all()
 
 
 @pytest.mark.parametrize(
