@@ -116,7 +116,7 @@ def test_a_policy_that_has_lost_what_it_could_do_is_not_given_easier_prompts(tmp
     make_run(tmp_path, {step: {"groups/no_signal_fraction": 0.95} for step in range(2, 21)})
     write_rewards(tmp_path, {"task": total})
     (found,) = looks(signal, tmp_path)
-    assert found.grade == Grade.HARMFUL
+    assert found.grade == Grade.WASTEFUL  # it follows from something graver
     assert "has lost what it could do" in found.cause
     assert "checkpoint" in found.fix
 

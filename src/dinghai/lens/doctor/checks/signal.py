@@ -39,7 +39,7 @@ def _no_signal(case: Case) -> Finding | None:
     grade, fix = Grade.WASTEFUL, f"try {fix}, a larger rollout.group_size{others}"
     if kinds["hard"] > 2 * kinds["easy"] and _had_signal(case):
         cause = "The policy has lost what it could do: hardly any completion gets more than the lowest reward any more"
-        grade, fix = Grade.HARMFUL, "go back to a checkpoint from before, with a lower update.lr"
+        fix = "mend what took it away, which other findings tell; else go back to a checkpoint, with a lower update.lr"
     if case.solved:
         cause, grade = "The task is as good as solved, so further steps teach little", Grade.NOTE
         fix = "stop here, or go on with harder prompts"
