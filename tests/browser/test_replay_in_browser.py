@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "view"))  # the made-up run and the server of the tests of views
 from served import Served
-from synthetic_run import make_run, read_data
+from synthetic_run import EFFECTS, REGIONS, make_run, make_step, read_data, write_step
 
+from dinghai.files import json_line
+from dinghai.trace import TraceWriter
 from dinghai.view import bundle
 from dinghai.view.palette import palette_css
 from dinghai.view.report import embedded_json
@@ -270,14 +273,25 @@ def test_it_fits_its_screen_and_its_text_can_be_read(
 # --- the live page ---
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    served = Served([make_run(tmp_path_factory.mktemp("replayed") / "addition-1", steps=2, prompts=4, hostile=[])])
+@pytest.fixture
+def growing(tmp_path: Path) -> Path:
+    run = make_run(tmp_path / "addition-1", steps=2, prompts=4, hostile=[])
+    config = json.loads((run / "config.json").read_text())
+    config["run"]["steps"] = 100
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+@pytest.fixture
+def address(growing: Path) -> Iterator[str]:
+    served = Served([growing])
     yield served.address
     served.stop()
 
 
-def test_the_live_page_replays_when_the_reader_comes_near(address: str, open_page: Any) -> None:
+def test_the_live_page_replays_when_the_reader_comes_near_and_wants_it(
+    growing: Path, address: str, open_page: Any
+) -> None:
     page = open_page(address)
     page.wait_for_selector("#tokens .t", state="attached")
     asked = "performance.getEntriesByType('resource').filter(one => /api.runs.*replay/.test(one.name)).length"
@@ -291,3 +305,21 @@ def test_the_live_page_replays_when_the_reader_comes_near(address: str, open_pag
     until(page, "document.querySelectorAll('#tokens .x-freed').length > 0")
     until(page, "location.hash.includes('token=')")
     assert page.locator("#tk-chosen").is_visible()
+    assert not page.is_visible(".rp-stale")
+    made = page.evaluate(asked)
+    grow(growing, 3)
+    page.locator(".rp-about").scroll_into_view_if_needed()
+    page.wait_for_selector(".rp-stale >> visible=true")
+    assert page.evaluate(asked) == made  # it costs a second, and the reader is at what is shown
+    page.click("text=Replay the steps since")
+    page.wait_for_selector(".rp-about >> text=steps 1 to 3")
+    assert not page.is_visible(".rp-stale")
+
+
+def grow(run: Path, step: int) -> None:
+    """One more step, as the training loop leaves it: the trace first, then the line of metrics."""
+    random = np.random.default_rng(step)
+    trace = TraceWriter(run / "trace", 100_000, 0, regions=REGIONS, effects=EFFECTS)
+    row = write_step(trace, step, 100, make_step(random, 4, 0.5, []), random, 0.5)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json_line(row))

@@ -18,7 +18,7 @@ const NEAR = "400px 0px";
 // Fills `host` and returns { refresh() }. In the live page the answer takes the server a second or two, so it is asked
 // for when the section comes near, and again only when the reader wants it.
 export async function mountReplay(host, source, run) {
-  const body = el("div", "rp"), lead = "What another ε or another rule would have decided on the very tokens of this run: which it would have stopped, and how much gradient it would have taken.";
+  const body = el("div", "rp"), lead = "What another ε or another rule would have decided on the very tokens of this run: which it would have stopped, and how much gradient it would have taken. A replay is first-order: with it, later updates would have moved differently.";
   host.replaceChildren(...heading("Another ε or rule", lead), body);
   let shown = null, asked = false;
 
@@ -149,7 +149,7 @@ function showReplay(host, page, source, run, again) {
       const answers = values.map((_, place) => (side ? answerAt(state.low, place) : answerAt(place, state.high)));
       const other = side ? `ε_low ${formatNumber(grid.low[state.low])}` : `ε_high ${formatNumber(grid.high[state.high])}`;
       const spec = {
-        title: `Gradient removed against ${name}`, note: `In all, with ${other}. The square is the run, the dot what is chosen.`,
+        title: `Gradient removed against ${name}`, note: `In all, with ${other}. The square is at the run's own value, the dot at the chosen one.`,
         label: `Gradient removed against ${name}. The arrow keys read its values.`,
         draw: (card, width) => drawBoundCurve(card, {
           name: `${name}, ${page.own.unit}`, values, answers, at: side ? state.high : state.low, own: grid.own[side],
@@ -192,16 +192,16 @@ function tilesOf(answer, own) {
   return [
     ["Tokens stopped", formatShare(answer.stopped), `the run: ${formatShare(own.stopped)}`],
     ["Gradient removed", formatShare(answer.removed), `the run: ${formatShare(own.removed)}`],
-    ["Direction, cosine", formatCosine(answer.cosine), "of the two gradients, token for token, each w·(1−p)"],
+    ["Direction, cosine", formatCosine(answer.cosine), "of the two gradients, token for token, each f·w·(1−p)"],
     ["Tokens that differ", countText(answer.differ), `of ${countText(answer.signal)} with a signal`],
   ];
 }
 
-// Digits enough to tell it from 1.
+// Digits enough to tell it from 1; of the sums there are seven.
 function formatCosine(value) {
   if (typeof value !== "number") return "–";
   const away = 1 - value;
-  return away > 1e-12 && away < 1e-3 ? value.toFixed(Math.min(12, 1 - Math.floor(Math.log10(away)))) : String(Number(value.toFixed(3)));
+  return away > 1e-6 && away < 1e-3 ? value.toFixed(1 - Math.floor(Math.log10(away))) : String(Number(value.toFixed(3)));
 }
 
 function sentence(answer, own, label, isOwn) {

@@ -29,7 +29,7 @@ export function linkTo(section, text, asked) {
     const host = document.getElementById(section), hash = asked ? written() : location.hash;
     if (host) host.scrollIntoView({ behavior: "instant" });
     if (!asked) return;
-    if (location.hash === hash) dispatchEvent(new HashChangeEvent("hashchange"));  // asked for once more
+    if (location.hash === hash) dispatchEvent(new HashChangeEvent("hashchange", { newURL: location.href }));  // asked for once more
     else location.hash = hash;
   });
   return link;

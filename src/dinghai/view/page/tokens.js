@@ -356,8 +356,8 @@ export function mountTokens(host, source, run) {
   });
 
   // --- the address --------------------------------------------------------------------------------------------------
-  function readAddress() {
-    const asked = new URLSearchParams(location.hash.slice(1));
+  function readAddress(hash = location.hash) {
+    const asked = new URLSearchParams(hash.slice(1));
     return Object.fromEntries(ADDRESS_KEYS.filter(key => /^\d{1,12}$/.test(asked.get(key) || "")).map(key => [key, Number(asked.get(key))]));
   }
 
@@ -372,9 +372,10 @@ export function mountTokens(host, source, run) {
     history.replaceState(history.state, "", `#${asked}`);
   }
 
-  function followAddress() {
+  // By the event: what is painted meanwhile writes the address that is left.
+  function followAddress(event) {
     if (!shell.isConnected) { removeEventListener("hashchange", followAddress); return; }
-    const wanted = readAddress();
+    const wanted = readAddress(new URL(event.newURL).hash);
     if (traced.steps.some(one => one.step === wanted.step)) openStep(wanted.step, { ...wanted, isLinked: true });
   }
   addEventListener("hashchange", followAddress);
