@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from dinghai.config.settings import TrainSettings
 from dinghai.configured import build_policy_loss
 from dinghai.errors import InputError
 from dinghai.lens.regions import EFFECTS, REGIONS, region_name
+from dinghai.lens.replay_sums import KEYS, SIGNAL_REGIONS, Replayed, cosine, own_sums_of, sums_of
 from dinghai.lens.tokens import Tokens, read_tokens
 from dinghai.objective import RULES, Decision, Effect, Layout, PolicyLoss, Region
 from dinghai.objective.correction import Correction, CorrectionInputs, RolloutCorrection
@@ -43,6 +42,24 @@ FIRST_ORDER = (
     "to other tokens and ratios. The later, the more of an estimate."
 )
 
+__all__ = [
+    "FIRST_ORDER",
+    "KEYS",
+    "SIGNAL_REGIONS",
+    "AsRecorded",
+    "Minibatch",
+    "Replayed",
+    "caught_warnings",
+    "cosine",
+    "joined",
+    "objective_of",
+    "own_sums_of",
+    "recorded_objective",
+    "recorded_settings",
+    "replay",
+    "sums_of",
+]
+
 _TOKENS_A_THREAD = 200_000
 _catching = threading.Lock()  # the list of warning filters is the whole process's
 
@@ -50,19 +67,6 @@ _MASKED, _NO_SIGNAL = REGIONS.index("masked"), REGIONS.index("no_signal")
 _NO_EFFECT = EFFECTS.index("none")
 _REGION_PLACE = np.array([REGIONS.index(region_name(region.name)) for region in sorted(Region)], dtype=np.int64)
 _EFFECT_PLACE = np.array([EFFECTS.index(effect.name.lower()) for effect in sorted(Effect)], dtype=np.int64)
-
-SIGNAL_REGIONS = tuple(name for name in REGIONS if name not in ("masked", "no_signal"))
-KEYS = (
-    "signal",  # tokens with A != 0
-    "stopped",  # of these, tokens whose weight is exactly 0
-    "gradient",  # Σ f·|w0|·(1-p), w0 = r·A of the ratio that the rule looks at
-    "removed",  # the part of it that the rule took away
-    "dot",  # Σ f²·w·w_own·(1-p)²
-    "norm",  # Σ (f·w·(1-p))²
-    "differ",  # tokens whose effect is another than the recorded one
-    *(f"stopped/{region}" for region in SIGNAL_REGIONS),
-    *(f"removed/{region}" for region in SIGNAL_REGIONS),
-)
 
 
 @dataclass(frozen=True)
@@ -77,96 +81,6 @@ class AsRecorded:
 
     def __call__(self, x: CorrectionInputs) -> Correction:
         return self.correction(x)
-
-
-@dataclass(frozen=True, eq=False)
-class Replayed:
-    """Tokens as an objective decides about them, beside what was recorded of them. All [N], in the recorded order."""
-
-    tokens: Tokens  # as recorded
-    decided: Tokens  # the same with the objective's weight, region, effect, log_ratio, factor and correction
-
-    @property
-    def weight_N(self) -> np.ndarray:
-        """w, float32, rounded as the trace rounds it."""
-        return self.decided.weight
-
-    @property
-    def region_N(self) -> np.ndarray:
-        """int64, index in `lens.regions.REGIONS`."""
-        return self.decided.region
-
-    @property
-    def effect_N(self) -> np.ndarray:
-        """int64, index in `lens.regions.EFFECTS`."""
-        return self.decided.effect
-
-    @property
-    def log_ratio_N(self) -> np.ndarray:
-        """Nats, float32, of the ratio that the objective looks at; NaN where the token was never scored."""
-        return self.decided.log_ratio
-
-    @property
-    def factor_N(self) -> np.ndarray:
-        """f_t of the objective's reduction, float32."""
-        return self.decided.factor
-
-    @cached_property
-    def signed_N(self) -> np.ndarray:
-        """f·w·(1-p), float64: the token's part of the gradient, as far as it can be compared without the model."""
-        return _signed(self.decided.weight, self.decided)
-
-    @cached_property
-    def own_signed_N(self) -> np.ndarray:
-        """The same of the recorded weight, float64."""
-        return _signed(self.tokens.weight, self.decided)
-
-    @property
-    def gradient_N(self) -> np.ndarray:
-        """f·|w|·(1-p), float64."""
-        return np.abs(self.signed_N)
-
-    @property
-    def removed_N(self) -> np.ndarray:
-        """What the rule took of f·|w0|·(1-p), float32."""
-        return self.decided.removed
-
-    @property
-    def stopped_N(self) -> np.ndarray:
-        """The weight is exactly 0 though there is a signal, bool."""
-        return self.decided.stopped
-
-    @property
-    def differ_N(self) -> np.ndarray:
-        """The effect is another than the recorded one, bool."""
-        return self.decided.effect != self.tokens.effect
-
-    @property
-    def same_weight_N(self) -> np.ndarray:
-        """The weight is the recorded one, bool: to the last bit that the trace keeps.
-
-        To one unit of that where both have a correction, since the trace rounds its factor as well.
-        """
-        here_N, there_N = self.decided.weight, self.tokens.weight
-        same_N: np.ndarray = (here_N == there_N) | (np.isnan(here_N) & np.isnan(there_N))
-        if self.tokens.correction is not None and self.decided.correction is not None:
-            unit_N = np.spacing(np.abs(there_N)) * np.float32(2 ** (24 - SIGNIFICANT_BITS["weight"]))
-            with np.errstate(invalid="ignore"):
-                same_N |= np.abs(here_N - there_N) <= unit_N
-        return same_N
-
-    @property
-    def as_recorded_N(self) -> np.ndarray:
-        """Region, effect and weight are those of the trace, bool."""
-        same_N = (self.decided.region == self.tokens.region) & (self.decided.effect == self.tokens.effect)
-        return same_N & self.same_weight_N
-
-
-def _signed(weight_N: np.ndarray, tokens: Tokens) -> np.ndarray:
-    silent_N = (tokens.advantage == 0) | ~tokens.scored
-    with np.errstate(invalid="ignore", over="ignore"):
-        signed_N = weight_N.astype(np.float64) * tokens.factor * -np.expm1(np.minimum(tokens.logp_new, np.float32(0)))
-    return np.where(silent_N, 0.0, signed_N)
 
 
 def recorded_settings(run_folder: Path) -> TrainSettings:
@@ -225,22 +139,13 @@ def replay(reader: TraceReader, step: int, update: int, policy_loss: PolicyLoss)
     """What an objective decides on the tokens of one update.
 
     Tokens that the model never read have no advantage, and stay without a signal. A rule that looks at the whole
-    minibatch looks at what is recorded and scored of it: see `whole_minibatch`.
+    minibatch (BAPO, M2PO, Clip-Cov, KL-Cov) looks at what is recorded and scored of it.
 
     Raises:
         InputError: there is no such step or update.
         RunFailed: a file is damaged.
     """
     return Minibatch(read_tokens(reader, step, update)).replay(policy_loss)
-
-
-def whole_minibatch(reader: TraceReader, step: int, tokens: Tokens) -> bool:
-    """Whether the trace holds every token of the step's minibatches with its log-probs.
-
-    If not, rules that look at the whole minibatch (BAPO, M2PO, Clip-Cov, KL-Cov) decide on a part of it.
-    """
-    marker = reader.marker(step)
-    return marker.groups_recorded == marker.groups_total and bool(tokens.scored.all())
 
 
 class Minibatch:
@@ -354,48 +259,3 @@ def joined(minibatches: Sequence[Tokens]) -> Tokens:
         samples.append(tokens.sample.astype(np.int64) + taken)
         taken += int(tokens.sample.max(initial=-1)) + 1
     return Tokens(columns | {"sample": np.concatenate(samples)})
-
-
-def sums_of(replayed: Replayed, part_N: np.ndarray | None = None, parts: int = 1) -> np.ndarray:
-    """The sums `KEYS`: [K] float64, or [P, K] with the part that each token belongs to, [N] int. They add up.
-
-    From the sums of one candidate and `own_sums_of` the same tokens follow the stopped fraction, the share of gradient
-    removed and, with `cosine`, how far apart the two gradients point.
-    """
-    decided = replayed.decided
-    part_of_N = np.zeros(len(decided), dtype=np.int64) if part_N is None else part_N
-    signal_N = decided.signal
-
-    def summed(values_N: np.ndarray) -> np.ndarray:
-        return np.bincount(part_of_N, weights=values_N, minlength=parts)
-
-    with np.errstate(invalid="ignore", over="ignore"):
-        columns = [
-            summed(signal_N),
-            summed(replayed.stopped_N),
-            summed(decided.gradient),
-            summed(decided.removed),
-            summed(replayed.signed_N * replayed.own_signed_N),
-            summed(replayed.signed_N**2),
-            summed(replayed.differ_N),
-        ]
-    place_N = part_of_N * len(REGIONS) + decided.region
-    for values_N in (replayed.stopped_N, decided.removed):
-        by_region = np.bincount(place_N, weights=values_N, minlength=parts * len(REGIONS)).reshape(parts, len(REGIONS))
-        columns += [by_region[:, REGIONS.index(region)] for region in SIGNAL_REGIONS]
-    sums_PK = np.stack(columns, axis=1)
-    return sums_PK[0] if part_N is None else sums_PK
-
-
-def own_sums_of(replayed: Replayed, part_N: np.ndarray | None = None, parts: int = 1) -> np.ndarray:
-    """The same of what was recorded."""
-    factor = {"factor": replayed.factor_N}  # traces of version 1 have none
-    return sums_of(Replayed(replayed.tokens, Tokens(dict(replayed.tokens.columns) | factor)), part_N, parts)
-
-
-def cosine(sums_K: np.ndarray, own_K: np.ndarray) -> float:
-    """Of the two gradients f·w·(1-p), token for token; NaN where one of them is 0 or not finite."""
-    norms = float(sums_K[KEYS.index("norm")]) * float(own_K[KEYS.index("norm")])
-    if not 0 < norms < math.inf:
-        return math.nan
-    return float(sums_K[KEYS.index("dot")]) / math.sqrt(norms)
