@@ -30,9 +30,10 @@ lint:
 types:
 	$(RUN) mypy
 
-# The page of the rules and the explainer, from the registry; tests hold them together.
+# The pages of the rules and the checks and the explainer, from the registries; tests hold them together.
 docs: env
 	$(RUN) dinghai rules --markdown > docs/rules.md
+	$(RUN) dinghai doctor --markdown > docs/doctor.md
 	$(RUN) dinghai explain --page docs/explain.html
 
 # The long proofs; their results stand in BENCHMARKS.md.

@@ -53,11 +53,14 @@ def test_a_run_that_made_its_steps_is_finished(run: Path) -> None:
     assert (seen["state"], seen["steps"], seen["steps_planned"]) == ("finished", 5, 5)
 
 
-def test_an_unfinished_run_is_running_while_it_writes_and_stopped_later(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_running_while_it_writes_and_stopped_later_or_as_soon_as_it_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "half", steps=4)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
     assert overview(folder)["state"] == "running"
+    (folder / "failure.json").write_text('{"message": "logp_new is not finite"}')
+    assert overview(folder)["state"] == "stopped"
+    (folder / "failure.json").unlink()
     long_ago = time.time() - 3_600
     for name in ("metrics.jsonl", "config.json"):
         os.utime(folder / name, (long_ago, long_ago))

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from dinghai.lens.failure import FAILURE_FILE
 from dinghai.lens.metrics_file import Metrics
 
 QUIET_SECONDS = 180.0  # without a new line of metrics for so long, or for ten steps, a run counts as stopped
@@ -14,10 +15,13 @@ RunState = Literal["running", "finished", "stopped"]
 
 
 def run_state(run_folder: Path, metrics: Metrics, steps_planned: int | None) -> RunState:
-    """Finished where the planned steps are done; else running while its files are young, and stopped after that.
+    """Stopped where it left word of a failure. Finished where the planned steps are done; else running while its files
+    are young, and stopped after that.
 
     Young is measured by the slowest of the last steps.
     """
+    if (run_folder / FAILURE_FILE).is_file():
+        return "stopped"
     done = metrics.rows[-1]["step"] if metrics.rows else 0
     if steps_planned is not None and done >= steps_planned:
         return "finished"

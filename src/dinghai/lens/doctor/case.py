@@ -135,8 +135,6 @@ class Case:
     @cached_property
     def state(self) -> RunState:
         """Whether the run still grows."""
-        if self.failure is not None:
-            return "stopped"
         planned = self.setting("run.steps")
         return run_state(self.folder, self._metrics, planned if isinstance(planned, int) else None)
 
