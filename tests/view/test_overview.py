@@ -53,7 +53,7 @@ def test_a_run_that_made_its_steps_is_finished(run: Path) -> None:
     assert (seen["state"], seen["steps"], seen["steps_planned"]) == ("finished", 5, 5)
 
 
-def test_an_unfinished_run_is_running_while_it_writes_and_stopped_later_or_as_soon_as_it_says_so(tmp_path: Path) -> None:
+def test_an_unfinished_run_runs_while_it_writes_and_stops_later_or_as_it_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "half", steps=4)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
