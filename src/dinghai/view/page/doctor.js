@@ -28,10 +28,16 @@ export function findingList(host) {
       const before = new Map([...host.querySelectorAll("details")].map(one => [one.dataset.check, one.open]));
       shown = now;
       const tables = new Set(settings.map(([name]) => name.split(".")[0]));
-      host.replaceChildren(el("h2", "", findings.length === 1 ? "One thing looks wrong" : `${findings.length} things look wrong, the gravest first`),
+      host.replaceChildren(el("h2", "", findingsTitle(findings)),
         ...findings.map((one, index) => entry(one, before.has(one.check) ? before.get(one.check) : index === 0, tables, isSeen)));
     },
   };
+}
+
+function findingsTitle(findings) {
+  const count = findings.length;
+  if (findings.every(one => one.grade === "note")) return count === 1 ? "One thing is worth knowing" : `${count} things are worth knowing`;
+  return count === 1 ? "One thing looks wrong" : `${count} things look wrong, the gravest first`;
 }
 
 function entry(finding, isOpen, tables, isSeen) {
