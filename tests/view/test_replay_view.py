@@ -92,7 +92,8 @@ def test_a_prompt_that_is_cut_keeps_the_fates_of_its_tokens(run_folder: Path, su
     found = replay_differences(run_folder, sums, [cut])[f"4/{number}/{update}"]
     whole = group(reader, 4, number)
     all_of_it = replay_differences(run_folder, sums, [whole])[f"4/{number}/{update}"]
-    kept, at, shown = {}, 0, 0
+    kept: dict[int, int] = {}
+    at = shown = 0
     for sample in whole["samples"]:
         if str(update) in sample["updates"]:
             if any(one["id"] == sample["id"] for one in cut["samples"]):
