@@ -161,7 +161,8 @@ def marks_for(policy_loss: PolicyLoss) -> list[Mark]:
     for name in _MARKED.get(policy_loss.ratio, ()):
         recipe = RECIPES[name]
         values = {choice.key: float(choice.value) for choice in recipe.settings if choice.key in _EPSILON}
-        marks.append(Mark(recipe.title, *(values[key] for key in _EPSILON), recipe.paper))
+        low, high = (values[key] for key in _EPSILON)
+        marks.append(Mark(recipe.title, low, high, recipe.paper))
     return marks
 
 

@@ -167,7 +167,7 @@ def _values(info: ParameterInfo, fixed: Sequence[float], ends: tuple[float, floa
     narrow, wide = ends
     if fixed[0] > 0 and narrow > 0:
         narrow = min(narrow, fixed[0] / 4)
-    spaced = np.geomspace(narrow, max(1.05 * wide, 2 * narrow), VALUES) if narrow > 0 else []
+    spaced = np.geomspace(narrow, max(1.05 * wide, 2 * narrow), VALUES).tolist() if narrow > 0 else []
     found = {*fixed, *(float(f"{value:.3g}") for value in spaced)}
     return sorted(value for value in found if info.admits(value))
 
