@@ -108,9 +108,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         lines, held = measure(folder, range(options.seeds), options.steps, options.workers)
-    minutes = (time.perf_counter() - begun) / 60
-    head = f"{date.today()}, {machine()}, Python {platform.python_version()}, {options.workers} processes"
-    lines = [f"{head}, {options.steps} steps a run, seeds 0 to {options.seeds - 1}, {minutes:.0f} minutes.", "", *lines]
+    took = "" if options.folder else f", {(time.perf_counter() - begun) / 60:.0f} minutes"
+    head = f"{date.today()}, {machine()}, Python {platform.python_version()}"
+    lines = [f"{head}; {options.steps} steps a run, seeds 0 to {options.seeds - 1}{took}.", "", *lines]
     print("\n".join(lines))
     if not options.dry:
         before, rest = PAGE.read_text("utf-8").split(BEGIN)
