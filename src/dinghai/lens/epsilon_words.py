@@ -108,5 +108,5 @@ def length(advice: Advice) -> str:
         return text
     return (
         f"{text} Both are for answers of thousands of tokens; the mean over the {advice.mean_length:.0f} tokens of an "
-        "answer here spreads further, so bounds here have to be wider."
+        "answer here spreads further, so wider bounds come out here."
     )
