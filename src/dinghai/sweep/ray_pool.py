@@ -62,20 +62,37 @@ def perform_on_ray(
         except Exception as error:  # Ray raises plain ones
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise RunFailed(f"Ray could not be started, or reached: {safe(lines[0][:300])}") from error
-    left = {job.name: job for job in jobs}
+    left = {job.name for job in jobs}
+    raised: list[BaseException] = []  # Tune would wrap what a callback raises, and try to end its trial again
+
+    def hear(report: Report) -> None:
+        if raised or report.name not in left:
+            return
+        left.remove(report.name)
+        try:
+            ended(report)
+        except BaseException as error:
+            raised.append(error)
 
     class Ended(tune.Callback):  # type: ignore[name-defined]
         """Hears of each trial's end."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            report = Report(**trial.last_result["report"])
-            del left[report.name]
-            ended(report)
+            if "report" in trial.last_result:  # there is none where all were stopped
+                hear(Report(**trial.last_result["report"]))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            job = jobs[trial.config["job"]]
-            del left[job.name]
-            ended(Report(job.name, f"its process died {_RETRIES + 1} times; {_in_words(trial)}", 0.0))
+            name = jobs[trial.config["job"]].name
+            hear(Report(name, f"its process died {_RETRIES + 1} times; {_in_words(trial)}", 0.0))
+
+    class StopsAll(tune.Stopper):  # type: ignore[name-defined]
+        """Ends every trial once whoever heard of one has raised."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return bool(raised)
 
     here = Path(jobs[0].folder).resolve() / ".ray"
     share = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
@@ -101,6 +118,7 @@ def perform_on_ray(
                 storage_path=str(here),
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
                 callbacks=[Ended()],
+                stop=StopsAll(),
                 verbose=0,
             ),
         ).fit()
@@ -108,7 +126,9 @@ def perform_on_ray(
         if starts_ray:
             ray.shutdown()
         shutil.rmtree(here, ignore_errors=True)
-    for name in list(left):
+    if raised:
+        raise raised[0]
+    for name in sorted(left):
         ended(Report(name, "Ray ended without a word on it", 0.0))
 
 
