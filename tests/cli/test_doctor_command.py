@@ -116,7 +116,7 @@ def test_a_dead_run_says_what_killed_it_with_the_token(run: Path, capsys: pytest
     assert "runs/dead: stopped, 2 of 9 steps" in out
     assert "1. A number is not finite  invalid  not-finite" in out
     assert "The run stopped because step 2: logp_new is nan at sample 0" in out
-    assert "step 2, sample 0, token 4, which ends …7+5=1\n" in out.replace(" \n", "\n").replace("  ", "")
+    assert "step 2, completion 0, token 5, which ends …7+5=1\n" in out.replace(" \n", "\n").replace("  ", "")
     assert "2. The run ended early  harmful  ended-early" in out
     assert "`dinghai resume runs/dead` continues it" in out
 

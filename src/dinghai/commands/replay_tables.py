@@ -110,7 +110,7 @@ def _by_update(found: Comparison) -> Table:
     shown = range(min(len(found.updates), UPDATES_SHOWN))
     table = _table("removed, cosine")
     for place in shown:
-        table.add_column(f"update {found.updates[place]}", justify="right", no_wrap=True)
+        table.add_column(f"update {found.updates[place] + 1}", justify="right", no_wrap=True)
     for name, sums_UK in _rows(found):
         cells = [
             f"{percent(removed_share(sums_UK[place]))} {_cosine(cosine_of(sums_UK[place], found.own_sums[place])):>6}"
@@ -125,9 +125,9 @@ def _examples(run_folder: Path, found: Comparison, with_regions: bool) -> Table 
     token_text = load_token_text(tokenizer_file(run_folder))
     text = visible(token_text) if token_text else "⟨{}⟩".format
     table = _empty()
-    for heading in ("", "step", "update", "prompt", "sample", "place"):
+    for heading in ("", "step", "update", "prompt", "sample", "token"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("token", overflow="fold", min_width=5)
+    table.add_column("", overflow="fold", min_width=5)
     for heading in ("ratio", "A"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("run → replayed", no_wrap=True)
@@ -141,7 +141,7 @@ def _examples(run_folder: Path, found: Comparison, with_regions: bool) -> Table 
 
 
 def _cells(at: Example, text: str) -> list[Text]:
-    where = [str(n) for n in (at.step, at.update, at.group, at.sample, at.position)]
+    where = [str(n) for n in (at.step, at.update + 1, at.group, at.sample, at.position + 1)]
     region = f"{at.own[0]} → {at.other[0]}" if at.own[0] != at.other[0] else at.own[0]
     cells = (*where, text, f"{at.ratio:.4g}", f"{at.advantage:.3g}", f"{at.own[1]} → {at.other[1]}", region)
     return [_plain(cell) for cell in cells]

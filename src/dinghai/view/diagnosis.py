@@ -187,6 +187,7 @@ def _two_columns(name: str, text: str, dim: str = "") -> Padding:
 
 
 def _where(run: RunDiagnosis, evidence: Evidence) -> str:
+    """In the words and numbers of the pages, which count updates and tokens from 1."""
     place = evidence.place
     if place == Place(step=place.step) and f"step {place.step}" in evidence.text:
         return ""
@@ -194,10 +195,10 @@ def _where(run: RunDiagnosis, evidence: Evidence) -> str:
         f"{name} {value}"
         for name, value in (
             ("step", place.step),
-            ("update", place.update),
-            ("group", place.group),
-            ("sample", place.sample),
-            ("token", place.position),
+            ("update", None if place.update is None else place.update + 1),
+            ("prompt", place.group),
+            ("completion", place.sample),
+            ("token", None if place.position is None else place.position + 1),
         )
         if value is not None
     ]

@@ -330,7 +330,7 @@ def test_a_kl_that_blows_up_is_told_with_the_tokens_that_carry_it(tmp_path: Path
     finding = found(make_case(tmp_path, tamper=one_far_gone, rows=rows), "kl-blow-up")
     assert finding.share == pytest.approx(1 / 3)
     assert finding.evidence[0].place == Place(step=2)
-    assert "half of the KL of update 1 lies in 1 token of 960" in finding.evidence[1].text
+    assert "half of the KL of the second update lies in 1 token of 960" in finding.evidence[1].text
     assert finding.evidence[2].place == Place(2, 1, 0, 2, 3)
     assert "500 times likelier" in finding.evidence[2].text
     assert look(make_case(tmp_path / "none", rows=[{"clip/kl_old_new_k3": 0.05}] * 3), "kl-blow-up") is None

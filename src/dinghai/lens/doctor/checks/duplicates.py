@@ -148,9 +148,9 @@ def _more_than_drawn(case: Case) -> Finding | None:
                 f"probabilities predict {percent(max(0.0, equal - excess))}"
             ),
             Evidence(
-                f"of the {worst.size} completions of prompt {worst.group} at step {worst.step} {worst.kinds} "
-                f"{'is' if worst.kinds == 1 else 'are'} different, with a predicted share of equal pairs of "
-                f"{percent(worst.predicted)}",
+                f"the {worst.size} completions of prompt {worst.group} at step {worst.step} are "
+                f"{'all the same' if worst.kinds == 1 else f'{worst.kinds} different ones'}, with a predicted share of "
+                f"equal pairs of {percent(worst.predicted)}",
                 Place(worst.step, group=worst.group, sample=worst.equal[1] if worst.equal else None),
             ),
         ),

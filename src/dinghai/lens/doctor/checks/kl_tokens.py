@@ -16,7 +16,7 @@ from dinghai.lens.doctor.checks.places import largest, place_of, token_of
 from dinghai.lens.doctor.finding import Evidence, Finding, Grade, Place
 from dinghai.lens.series import Row, is_finite, last_tenth, steps_and_values
 from dinghai.lens.tokens import Tokens
-from dinghai.lens.words import counted, percent
+from dinghai.lens.words import counted, ordinal, percent
 
 _KL = Threshold(
     0.1,
@@ -74,7 +74,7 @@ def _carriers(case: Case, step: int, count: int = 3) -> list[Evidence]:
     of_one = f", {_part(int(counts.max()), half)} token {int(ids[counts.argmax()])}" if half > 1 else ""
     found = [
         Evidence(
-            f"half of the KL of update {update} lies in {counted(half, 'token')} of "
+            f"half of the KL of the {ordinal(update + 1)} update lies in {counted(half, 'token')} of "
             f"{len(tokens):,}, {_part(rare, half)} rare (π_old below {_RARE.value:g}){of_one}",
             Place(step=step, update=update),
         )

@@ -14,7 +14,7 @@ from dinghai.lens.regions import REGION_MEANING, REGIONS
 from dinghai.lens.series import share_of_signal, steps_and_values
 from dinghai.lens.settings import table
 from dinghai.lens.tokens import Tokens
-from dinghai.lens.words import counted, percent
+from dinghai.lens.words import counted, ordinal, percent
 
 _DUAL_CLIP = Threshold(
     3.0,
@@ -106,8 +106,8 @@ def _share(minibatches: list[_Minibatch], carried: float) -> Evidence:
 
 def _worst_minibatch(worst: _Minibatch) -> Evidence:
     return Evidence(
-        f"in update {worst.update} of step {worst.step} {counted(worst.tokens, 'token')} of {worst.signal:,} "
-        f"{'carries' if worst.tokens == 1 else 'carry'} {percent(worst.share)} of it",
+        f"in the {ordinal(worst.update + 1)} update of step {worst.step} {counted(worst.tokens, 'token')} of "
+        f"{worst.signal:,} {'carries' if worst.tokens == 1 else 'carry'} {percent(worst.share)} of it",
         Place(step=worst.step, update=worst.update),
     )
 
