@@ -81,12 +81,13 @@ class Published:
     source: str
 
 
-_STOPS = {"eps_low": (("escaped",), -1), "eps_high": (("overshoot",), 1)}
-_DELTAS = {"delta_low": (("escaped",), -1), "delta_high": (("overshoot",), 1)}
+_Acts = dict[str, tuple[tuple[str, ...], int]]  # bound -> regions in which it acts, sign of the advantages or 0
+_STOPS: _Acts = {"eps_low": (("escaped",), -1), "eps_high": (("overshoot",), 1)}
+_DELTAS: _Acts = {"delta_low": (("escaped",), -1), "delta_high": (("overshoot",), 1)}
 _OUTWARD = ("overshoot", "escaped")
 
 # Rule -> its bounds -> (regions in which it takes gradient away, sign of the advantages that it concerns).
-_BOUNDS: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
+_BOUNDS: dict[str, _Acts] = {
     **dict.fromkeys(
         ("ppo", "grpo", "dual_clip", "dapo", "gspo", "gspo_token", "luspo", "gmpo", "dcpo", "ppo_rb", "aspo"), _STOPS
     ),
@@ -152,7 +153,7 @@ def published(bound: Bound, rule: Rule) -> list[Published]:
     """
     meant = bound.info.default is not None and (rule.ratio_levels[0] != "token") == bound.of_sequences
     default = [Published(bound.info.default, "the rule's default", rule.paper)] if meant and bound.info.default else []
-    others = {}
+    others: dict[float, Published] = {}
     for found in (*_of_recipes(bound), *_of_others(bound)):
         others.setdefault(found.value, found)
     return default + [others[value] for value in sorted(others) if value not in {one.value for one in default}]
