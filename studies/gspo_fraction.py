@@ -74,7 +74,7 @@ def how_many(found: Interval | None) -> str:
     """The outcome of the claim about a hundred times."""
     if found is None or not found.low > 1:
         return NOT_TOLD_APART
-    if found.high >= REPORTED / NEAR and found.low <= REPORTED * NEAR:
+    if found.low >= REPORTED / NEAR and found.high <= REPORTED * NEAR:
         return CAME_OUT
     return "came out in direction, not in size"
 
@@ -84,8 +84,8 @@ def findings(results: Results) -> list[Finding]:
     return [
         Finding(
             "GSPO stops two orders of magnitude more tokens than GRPO, each at its own bounds",
-            f"the interval of the factor (geometric mean, paired) meets {REPORTED / NEAR:.0f} to "
-            f"{REPORTED * NEAR:.0f}; in direction only, if it lies below that and above 1",
+            f"the interval of the factor (geometric mean, paired) lies within {REPORTED / NEAR:.0f} to "
+            f"{REPORTED * NEAR:.0f}; in direction only, if not, but above 1",
             f"{shown(results.interval(GSPO, 'stopped'), percent)} against "
             f"{shown(results.interval(GRPO, 'stopped'), percent)}: {shown(factor, significant(3))} times",
             how_many(factor),
