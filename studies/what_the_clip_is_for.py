@@ -121,7 +121,7 @@ def findings(results: Results) -> list[Finding]:
     elif len(lost) > len(lost_without):
         saved = REVERSED
     else:
-        saved = f"{CAME_OUT} in part: fewer runs collapse, but some do" if lost else CAME_OUT
+        saved = f"{CAME_OUT} in part" if lost else CAME_OUT
     at_one = "the interval on that side of 0 at one setting or more, and on the other side at none"
     return [
         Finding(
@@ -142,8 +142,9 @@ def findings(results: Results) -> list[Finding]:
         Finding(
             "it bounds the ratio",
             f"no token of a run with the clip moves by more than a factor of {1 / (1 - EPS):.3g}, the farther bound",
-            f"{bounded} of {total} runs stay within; one token moved by a factor of {farthest:.3g}",
-            CAME_OUT if bounded == total else "false: it stops gradients and moves nothing back",
+            f"{bounded} of {total} runs stay within; one token moved by a factor of {farthest:.3g}: the clip stops "
+            "gradients and moves nothing back",
+            CAME_OUT if bounded == total else "false",
         ),
         Finding(
             "stopping relapse and forgotten tokens too is worse than leaving them their gradient",
@@ -171,7 +172,7 @@ def page(results: Results) -> Page:
         title="What the clip is for",
         question="Does the clip keep training from collapsing, at which learning rates and how many updates a batch, "
         "and does it matter that it leaves relapse and forgotten tokens their gradient?",
-        summary=f"Below their start ended {found[0].measured}. {by_outcome(found)}",
+        summary=f"Runs that ended below their start: {found[0].measured}. {by_outcome(found)}",
         findings=found,
         figure="Held-out accuracy at the end (each seed a point; mean and interval) and the largest KL(old‖new) of "
         "an update, by learning rate, for 4 and for 16 updates a batch. Dashed: the accuracy after the cold start.",

@@ -87,7 +87,10 @@ def by_outcome(findings: Sequence[Finding]) -> str:
     claims: dict[str, list[str]] = {}
     for finding in findings:
         claims.setdefault(finding.outcome, []).append(finding.claim)
-    return " ".join(f"{outcome[0].upper()}{outcome[1:]}: {'; '.join(told)}." for outcome, told in claims.items())
+    return " ".join(
+        f"{outcome[0].upper()}{outcome[1:]}: {', '.join(f'“{claim}”' for claim in told)}."
+        for outcome, told in claims.items()
+    )
 
 
 # --- numbers as text -------------------------------------------------------------------------------------------------
