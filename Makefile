@@ -6,7 +6,7 @@ UV     := .uv/bin/uv
 RUN    := $(UV) run --no-sync
 PEERS  := benchmarks/peers/.venv/bin/python
 
-.PHONY: train test browser check lint types docs prove parity peers env env-test clean
+.PHONY: train test browser check lint types docs prove studies parity peers env env-test clean
 
 train: env
 	$(RUN) dinghai train
@@ -24,8 +24,8 @@ browser:
 check: env-test lint types test
 
 lint:
-	$(RUN) ruff check src tests benchmarks examples parity
-	$(RUN) ruff format --check src tests benchmarks examples parity
+	$(RUN) ruff check src tests benchmarks examples parity studies
+	$(RUN) ruff format --check src tests benchmarks examples parity studies
 
 types:
 	$(RUN) mypy
@@ -43,10 +43,19 @@ prove: env-test
 	$(RUN) python benchmarks/first_run.py examples/ppo.toml --seeds 3
 	$(RUN) python benchmarks/recording.py
 	$(RUN) python benchmarks/same_numbers.py
+	$(RUN) python benchmarks/replay.py
+	$(RUN) python benchmarks/epsilon.py
+	$(RUN) python benchmarks/doctor.py
+	$(RUN) python benchmarks/sweep.py
 	-$(RUN) python benchmarks/update.py
 	$(RUN) python benchmarks/browse.py
 	$(RUN) python benchmarks/browse_page.py
 	for seed in 0 1 2 3 4; do OMP_NUM_THREADS=1 $(RUN) python examples/cartpole_ppo.py --seed $$seed || exit 1; done
+
+# What is said about the clip, held against runs: studies/results/. The claims come last, since they quote the others.
+studies: env-test
+	for study in what_the_clip_is_for entropy_and_bounds clip_higher one_update tokens_and_gradient gspo_fraction \
+		dual_clip critic claims; do $(RUN) python studies/$$study.py || exit 1; done
 
 # The objective against the released code of others, in an environment of its own (parity/README.md).
 parity: parity/.venv/.synced
