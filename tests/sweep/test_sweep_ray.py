@@ -6,6 +6,7 @@ Run, in an environment with `ray[tune]`: pytest tests/sweep/test_sweep_ray.py
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from tiny_runs import differences, left_behind
 
 from dinghai.config.load import settings_from_json
 from dinghai.errors import InputError
+from dinghai.sweep.ray_pool import RAY_ENVIRONMENT
 from dinghai.sweep.trials import Outcome, run_trials
 from dinghai.train.run import train
 
+os.environ |= RAY_ENVIRONMENT  # which Ray reads when it is imported
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.tune")
 pytestmark = [
+    pytest.mark.timeout(240),  # Ray that waits for something waits for ever
     pytest.mark.filterwarnings("ignore:::ray.*"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -21,7 +21,9 @@ from dinghai.text import safe
 
 _RETRIES = 1  # of a trial whose process died
 # No figures to Ray's makers, no files of loggers that nobody asked for; Ctrl-C is ours, since every run is resumable.
-_ENVIRONMENT = {
+# Workers use this very environment: under `uv run` Ray would pack the working directory and build each one anew.
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -52,13 +54,14 @@ def perform_on_ray(
     if not jobs:
         return
     check_ray()
-    for name, value in _ENVIRONMENT.items():
+    for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray, tune = import_module("ray"), import_module("ray.tune")
     starts_ray = not ray.is_initialized()
     if starts_ray:
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR")
+            own = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}  # a server that nobody asked for
+            ray.init(log_to_driver=False, logging_level="ERROR", **own)
         except Exception as error:  # Ray raises plain ones
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise RunFailed(f"Ray could not be started, or reached: {safe(lines[0][:300])}") from error
