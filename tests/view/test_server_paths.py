@@ -15,6 +15,8 @@ from asgi_client import HOST, Answered, request
 from synthetic_run import make_run
 from traversals import NUMBERS_THAT_ARE_NONE, SECRET, absolute, up_to
 
+from dinghai.lens.doctor.case import Case
+from dinghai.lens.metrics_file import load_metrics
 from dinghai.trace import TraceReader
 from dinghai.view.server.app import Live
 from dinghai.view.server.guard import door
@@ -119,6 +121,11 @@ def test_a_linked_step_is_left_out_and_said(run: Path) -> None:
     assert [one["step"] for one in traced.json()["steps"]] == [1]
     assert "step 2 is not shown" in " ".join(traced.json()["notes"])
     assert groups.status == census.status == 409
+    # Nor do the doctor's checks read it, which the overview asks.
+    assert Case(copy, {}, load_metrics(copy / "metrics.jsonl")).steps == [1]
+    (copy.parent.parent / "why.json").write_text('{"message": "outside"}', encoding="utf-8")
+    (copy / "failure.json").symlink_to(copy.parent.parent / "why.json")
+    assert ask_all([copy], ["/api/runs/0/overview"])[0].status == 409
 
 
 def test_a_linked_file_of_a_step_is_not_followed(run: Path) -> None:

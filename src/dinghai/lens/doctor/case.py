@@ -25,7 +25,7 @@ from dinghai.lens.series import Row, steps_and_values
 from dinghai.lens.settings import table
 from dinghai.lens.tokens import Tokens, read_tokens
 from dinghai.trace import TraceReader
-from dinghai.trace.schema import update_number
+from dinghai.trace.schema import step_folder, update_number
 
 SOLVED = Threshold(
     0.95, "held-out accuracy from which groups agree and entropy falls because the task is done", "arithmetic"
@@ -140,10 +140,14 @@ class Case:
 
     @cached_property
     def steps(self) -> list[int]:
-        """The recorded steps whose tokens the checks look at, none later than the metrics; empty without a trace."""
+        """The recorded steps whose tokens the checks look at, none later than the metrics; empty without a trace.
+
+        A step that is a link, or holds one, is left out: the live page serves nothing from outside the run.
+        """
         last = self.rows[-1]["step"] if self.rows else math.inf
         try:
-            rows = {step: self._rows_of(step) for step in self.reader.steps() if step <= last}
+            recorded = [step for step in self.reader.steps() if step <= last and not self._is_linked(step)]
+            rows = {step: self._rows_of(step) for step in recorded}
         except DinghaiError:
             return []
         steps = [step for step, number in rows.items() if number <= ROWS_OF_A_STEP]
@@ -151,6 +155,10 @@ class Case:
             return []
         affordable = self._rows_read // max(1, max(rows[step] for step in steps))
         return evenly_spaced(steps, max(1, min(self._steps_read, affordable)))
+
+    def _is_linked(self, step: int) -> bool:
+        folder = step_folder(self.reader.folder, step)
+        return folder.is_symlink() or any((folder / name).is_symlink() for name in self.reader.marker(step).files)
 
     def _rows_of(self, step: int) -> int:
         """Of the tokens of all updates of a recorded step."""

@@ -13,6 +13,26 @@ export function placeHash({ step, group, update, sample, position }) {
   return given.filter(([, value]) => value !== undefined && value !== null).map(([key, value]) => [key, String(value)]);
 }
 
+const FOLLOWED = 3000;  // ms
+
+// Scrolls to a section, and again when a view above it grows meanwhile, until the reader scrolls by himself.
+function goTo(host, behavior) {
+  host.scrollIntoView({ behavior });
+  const ended = new AbortController(), height = () => document.documentElement.scrollHeight;
+  let before = height();
+  const watcher = new ResizeObserver(() => {
+    if (height() === before) return;  // as at the beginning, when it is told of the size that is
+    before = height();
+    host.scrollIntoView({ behavior: "instant" });
+  });
+  watcher.observe(document.body);
+  ended.signal.addEventListener("abort", () => watcher.disconnect());
+  for (const kind of ["wheel", "touchstart", "keydown", "pointerdown"]) {
+    addEventListener(kind, () => ended.abort(), { signal: ended.signal, passive: true });
+  }
+  setTimeout(() => ended.abort(), FOLLOWED);
+}
+
 // A link to a section; `asked`, pairs of a name and a value, goes to the address, which the section follows.
 export function linkTo(section, text, asked) {
   const link = el("a", "to", text), written = () => {
@@ -27,7 +47,7 @@ export function linkTo(section, text, asked) {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();  // the rest of the address stays: it says which run is shown
     const host = document.getElementById(section), hash = asked ? written() : location.hash;
-    if (host) host.scrollIntoView({ behavior: "instant" });
+    if (host) goTo(host, "instant");
     if (!asked) return;
     if (location.hash === hash) dispatchEvent(new HashChangeEvent("hashchange", { newURL: location.href }));  // asked for once more
     else location.hash = hash;
@@ -51,7 +71,7 @@ export function sections(main, bar) {
     if (!host.isConnected) main.append(host);
     const button = el("button", "", name);
     button.type = "button";
-    button.addEventListener("click", () => host.scrollIntoView({ behavior: still.matches ? "auto" : "smooth" }));
+    button.addEventListener("click", () => goTo(host, still.matches ? "auto" : "smooth"));
     bar.append(button);
     entries.set(host, { button, here: false });
     watcher.observe(host);

@@ -17,6 +17,7 @@ from dinghai.errors import InputError
 from dinghai.lens.bins import Bins, bins_for
 from dinghai.lens.census import RunCensus, census
 from dinghai.lens.completions import Spell, group, group_heads
+from dinghai.lens.failure import FAILURE_FILE
 from dinghai.lens.metrics_tail import MetricsTail
 from dinghai.lens.rule_facts import readable_rule_facts
 from dinghai.text import safe
@@ -154,7 +155,7 @@ class WatchedRun:
         Raises:
             InputError: it is no run (any more), or its metrics are damaged.
         """
-        self._check_links(CONFIG, METRICS, "versions.json", "rule.json", "trace")
+        self._check_links(CONFIG, METRICS, "versions.json", "rule.json", FAILURE_FILE, "trace")
         data = overview(self.folder, self._metrics.read())
         head = self.head()
         notes = [self.without_path(note) for note in data["notes"]]

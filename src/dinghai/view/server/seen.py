@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dinghai.files import parse_json, read_json
+from dinghai.lens.failure import FAILURE_FILE
 from dinghai.lens.metrics_tail import LONGEST_LINE
 from dinghai.lens.run_state import QUIET_SECONDS
 from dinghai.trace.schema import MARKER, step_folder, step_number
@@ -39,7 +40,7 @@ class Seen:
         """Read again only what changed since `before`."""
         seen = cls()
         config, metrics = stamp_of(folder / CONFIG), stamp_of(folder / METRICS)
-        seen.files = (config, metrics, stamp_of(folder / "rule.json"))
+        seen.files = (config, metrics, stamp_of(folder / "rule.json"), stamp_of(folder / FAILURE_FILE))
         seen._look_at_trace(folder / "trace", before)
         if before is not None and before.files == seen.files:
             seen.steps, seen.planned, seen._took = before.steps, before.planned, before._took
@@ -66,9 +67,11 @@ class Seen:
         self.trace = (stamp, *(stamp_of(step / MARKER) for step in self._newest_steps[1]))
 
     def _judge(self, folder: Path) -> None:
-        """Finished is what made all its steps; of the others nobody knows more than when they last wrote."""
+        """Stopped is what says so, finished what made all its steps; of others one knows only when they last wrote."""
         if not folder.is_dir():
             self.state, self.note = "stopped", "its folder is gone"
+        elif (folder / FAILURE_FILE).is_file():
+            self.state = "stopped"
         elif self.planned is not None and self.steps >= self.planned:
             self.state = "finished"
         elif self.written and time.time() - self.written < max(QUIET_SECONDS, 10 * self._took):
