@@ -10,7 +10,6 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,9 @@ def perform_on_ray(
     check_ray()
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray, tune = import_module("ray"), import_module("ray.tune")
+    import ray
+    from ray import tune
+
     starts_ray = not ray.is_initialized()
     if starts_ray:
         try:
@@ -77,7 +78,7 @@ def perform_on_ray(
         except BaseException as error:
             raised.append(error)
 
-    class Ended(tune.Callback):  # type: ignore[name-defined]
+    class Ended(tune.Callback):
         """Hears of each trial's end."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -88,7 +89,7 @@ def perform_on_ray(
             name = jobs[trial.config["job"]].name
             hear(Report(name, f"its process died {_RETRIES + 1} times; {_in_words(trial)}", 0.0))
 
-    class StopsAll(tune.Stopper):  # type: ignore[name-defined]
+    class StopsAll(tune.Stopper):
         """Ends every trial once whoever heard of one has raised."""
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
