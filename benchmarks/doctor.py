@@ -23,12 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dinghai.lens.doctor.case import Case
+from dinghai.lens.doctor.case import QUICK, Case
 from dinghai.lens.doctor.diagnose import CHECKS, examine
 from dinghai.lens.doctor.finding import Finding, Grade
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.summary import load_config, load_run_metrics
-from dinghai.train.early_warnings import READ
 
 REWARDS = """
 def constant(completions, **others):
@@ -106,7 +105,7 @@ def looked_at(run: Path, until: int | None) -> tuple[list[Finding], float]:
         diagnosis = examine(Case(run, config or {}, metrics))
     else:
         rows = [row for row in metrics.rows if row["step"] <= until]
-        diagnosis = examine(Case(run, config or {}, Metrics(rows), *READ), early=True)
+        diagnosis = examine(Case(run, config or {}, Metrics(rows), QUICK), early=True)
     for check, error in diagnosis.failed:
         sys.exit(f"{run}: the check {check.name} failed: {error!r}")
     return diagnosis.findings, time.process_time() - begun

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from dinghai.config.settings import TrainSettings
-from dinghai.lens.doctor.case import Case
+from dinghai.lens.doctor.case import QUICK, Case
 from dinghai.lens.doctor.diagnose import diagnose
 from dinghai.lens.metrics_file import Metrics, load_metrics
-from dinghai.train.early_warnings import READ
 from dinghai.train.run import train
 
 STEPS = 8
@@ -43,4 +42,4 @@ def test_nothing_is_found_in_a_healthy_run(seed: int, tmp_path: Path, capsys: py
     for until in (1, 2, 4, 8):
         first = Metrics([row for row in metrics.rows if row["step"] <= until])
         assert diagnose(Case(folder, config, first), early=True) == []
-        assert diagnose(Case(folder, config, first, *READ), early=True) == []
+        assert diagnose(Case(folder, config, first, QUICK), early=True) == []

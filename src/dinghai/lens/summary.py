@@ -9,7 +9,7 @@ from typing import Any
 
 from dinghai.errors import InputError
 from dinghai.files import read_json
-from dinghai.lens.doctor.case import Case
+from dinghai.lens.doctor.case import QUICK, THOROUGH, Case, Reading
 from dinghai.lens.doctor.diagnose import examine
 from dinghai.lens.doctor.finding import Finding
 from dinghai.lens.doctor.trend import change_of_means
@@ -17,8 +17,8 @@ from dinghai.lens.metrics_file import Metrics, load_metrics
 from dinghai.lens.regions import REGIONS
 from dinghai.lens.series import Row, is_number, mean_share, share_of_signal, steps_and_values, weighted_mean
 from dinghai.lens.settings import table
+from dinghai.lens.words import counted
 
-READ_LIVE = 3, 300_000  # steps and rows of tokens that the checks look at in a run that still grows
 REWARD_SIGMAS = 2.0  # standard errors of the difference of two means over steps: 1 in 20 by chance
 
 
@@ -116,8 +116,13 @@ def load_run_metrics(run_folder: Path) -> Metrics:
     return load_metrics(path)
 
 
-def summarize_rows(run: Path, config: dict[str, Any], metrics: Metrics, notes: list[str]) -> RunSummary:
-    """As `summarize`, from what was read."""
+def summarize_rows(
+    run: Path, config: dict[str, Any], metrics: Metrics, notes: list[str], reading: Reading = THOROUGH
+) -> RunSummary:
+    """As `summarize`, from what was read.
+
+    reading: how much of the trace the doctor's checks may read; of a run that still grows no more than QUICK.
+    """
     training = metrics.training
     evaluations = steps_and_values(metrics.rows, "held_out/accuracy")
     rewards = [value for _, value in steps_and_values(training, "reward/mean")]
@@ -125,10 +130,13 @@ def summarize_rows(run: Path, config: dict[str, Any], metrics: Metrics, notes: l
     objective = table(config, "objective")
     steps_planned = _whole(table(config, "run").get("steps"))
     held_out_problems = _whole(table(config, "task").get("held_out"))
-    case = Case(run, config, metrics)
-    if case.state == "running":  # a page asks after each step, and must not slow the training down
-        case = Case(run, config, metrics, *READ_LIVE)
+    case = Case(run, config, metrics, reading)
+    if case.state == "running":  # it must not be slowed down
+        case = Case(run, config, metrics, QUICK)
     diagnosis = examine(case)
+    if case.too_large:
+        unread = counted(case.too_large, "large step")
+        notes = [*notes, f"the checks did not read the tokens of {unread}; `dinghai doctor {run}` reads more of them"]
     return RunSummary(
         run=run,
         steps=len(training),

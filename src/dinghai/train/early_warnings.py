@@ -10,13 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinghai.lens.doctor.case import Case
+from dinghai.lens.doctor.case import QUICK, Case
 from dinghai.lens.doctor.diagnose import examine
 from dinghai.lens.doctor.finding import Finding, Grade
 from dinghai.lens.metrics_file import Metrics
 from dinghai.text import safe
-
-READ = 3, 300_000  # recorded steps, from the first to the last, and rows of their tokens: some thirty milliseconds
 
 
 class EarlyWarnings:
@@ -41,7 +39,7 @@ class EarlyWarnings:
         self._rows.append(dict(metrics))
         if not _is_due(metrics["step"]):
             return
-        case = Case(self._folder, self._config, Metrics(self._rows), *READ)
+        case = Case(self._folder, self._config, Metrics(self._rows), QUICK)
         for finding in examine(case, early=True).findings:
             if finding.check not in self._told and finding.grade > Grade.NOTE:
                 self._told.add(finding.check)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dinghai.errors import DinghaiError, InputError
 from dinghai.lens.costs import costs
+from dinghai.lens.doctor.case import THOROUGH, Reading
 from dinghai.lens.metrics_file import Metrics
 from dinghai.lens.regions import EFFECT_MEANING, REGION_MEANING
 from dinghai.lens.rule_facts import load_rule_facts
@@ -20,12 +21,13 @@ from dinghai.view.report_facts import fact_tiles
 from dinghai.view.settings_table import settings_rows, trained_with, version_rows
 
 
-def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]:
+def overview(run_folder: Path, metrics: Metrics | None = None, reading: Reading = THOROUGH) -> dict[str, Any]:
     """What is seen of a run without its trace: verdict, facts, curves, settings. Text in it has gone through `safe`.
 
     Args:
         run_folder: `runs/NAME`. What it lacks is said in `notes`.
         metrics: where the caller has read them already; else they are read from the run.
+        reading: how much of the trace the doctor's checks may read.
 
     Raises:
         InputError: the folder is not a run: it has neither settings nor metrics; or its metrics are damaged.
@@ -39,7 +41,7 @@ def overview(run_folder: Path, metrics: Metrics | None = None) -> dict[str, Any]
     config = config or {}
     rule, rule_notes = _rule(run_folder)
     notes += rule_notes
-    summary = summarize_rows(run_folder, config, metrics, [*notes, *metrics.notes])
+    summary = summarize_rows(run_folder, config, metrics, [*notes, *metrics.notes], reading)
     return {
         "name": safe(run_folder.resolve().name),
         **_progress(run_folder, summary, metrics),

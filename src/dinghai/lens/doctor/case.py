@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,23 @@ from dinghai.trace.schema import step_folder, update_number
 SOLVED = Threshold(
     0.95, "held-out accuracy from which groups agree and entropy falls because the task is done", "arithmetic"
 )
-STEPS_READ = 12  # recorded steps whose tokens are read, at most: the first, the last and some between
-ROWS_READ = 1_000_000
-"""Of tokens and updates, some 100 MB: with larger steps fewer of them are read, but one at least."""
 
-ROWS_OF_A_STEP = 4_000_000
-"""Steps with more are not read: they would take a good part of a gigabyte."""
+
+@dataclass(frozen=True)
+class Reading:
+    """How much of a trace the checks may read. Rows are those of tokens, of all updates."""
+
+    steps: int  # at most: the first, the last and some between
+    rows: int  # of all these steps; with larger ones fewer of them are read, but one at least
+    rows_of_a_step: int  # steps with more are not read
+
+
+# Some 100 MB; one step alone may take a good part of a gigabyte.
+THOROUGH = Reading(steps=12, rows=1_000_000, rows_of_a_step=4_000_000)
+# For a page that is asked for again and again: some tenths of a second, and the same as thorough where steps are small.
+LIVE = Reading(steps=12, rows=300_000, rows_of_a_step=300_000)
+# Beside training.
+QUICK = Reading(steps=3, rows=300_000, rows_of_a_step=300_000)
 
 
 class Case:
@@ -45,23 +57,15 @@ class Case:
         folder: the run's.
         config: its settings as config.json has them; may lack anything.
         metrics: its rows so far.
-        steps_read: how many recorded steps may be read.
-        rows_read: how many rows of tokens of these, roughly.
+        reading: how much of the trace may be read.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        metrics: Metrics,
-        steps_read: int = STEPS_READ,
-        rows_read: int = ROWS_READ,
-    ) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], metrics: Metrics, reading: Reading = THOROUGH) -> None:
         self.folder, self.config = Path(folder), config
         self.rows: Sequence[Row] = metrics.rows
         self.training: Sequence[Row] = metrics.training  # without step 0
         self.reader = TraceReader(self.folder / "trace")
-        self._metrics, self._steps_read, self._rows_read = metrics, steps_read, rows_read
+        self._metrics, self._reading = metrics, reading
         self._tokens: dict[tuple[int, int | None], Tokens] = {}
 
     def table(self, *names: str) -> dict[str, Any]:
@@ -144,17 +148,27 @@ class Case:
 
         A step that is a link, or holds one, is left out: the live page serves nothing from outside the run.
         """
+        reading, rows = self._reading, self._recorded
+        steps = [step for step, number in rows.items() if number <= reading.rows_of_a_step]
+        if not steps:
+            return []
+        affordable = reading.rows // max(1, max(rows[step] for step in steps))
+        return evenly_spaced(steps, max(1, min(reading.steps, affordable)))
+
+    @property
+    def too_large(self) -> int:
+        """How many recorded steps have more tokens than may be read."""
+        return sum(number > self._reading.rows_of_a_step for number in self._recorded.values())
+
+    @cached_property
+    def _recorded(self) -> dict[int, int]:
+        """Recorded step -> rows of its tokens."""
         last = self.rows[-1]["step"] if self.rows else math.inf
         try:
             recorded = [step for step in self.reader.steps() if step <= last and not self._is_linked(step)]
-            rows = {step: self._rows_of(step) for step in recorded}
+            return {step: self._rows_of(step) for step in recorded}
         except DinghaiError:
-            return []
-        steps = [step for step, number in rows.items() if number <= ROWS_OF_A_STEP]
-        if not steps:
-            return []
-        affordable = self._rows_read // max(1, max(rows[step] for step in steps))
-        return evenly_spaced(steps, max(1, min(self._steps_read, affordable)))
+            return {}
 
     def _is_linked(self, step: int) -> bool:
         folder = step_folder(self.reader.folder, step)

@@ -17,6 +17,7 @@ from dinghai.errors import InputError
 from dinghai.lens.bins import Bins, bins_for
 from dinghai.lens.census import RunCensus, census
 from dinghai.lens.completions import Spell, group, group_heads
+from dinghai.lens.doctor.case import LIVE
 from dinghai.lens.failure import FAILURE_FILE
 from dinghai.lens.metrics_tail import MetricsTail
 from dinghai.lens.rule_facts import readable_rule_facts
@@ -156,7 +157,7 @@ class WatchedRun:
             InputError: it is no run (any more), or its metrics are damaged.
         """
         self._check_links(CONFIG, METRICS, "versions.json", "rule.json", FAILURE_FILE, "trace")
-        data = overview(self.folder, self._metrics.read())
+        data = overview(self.folder, self._metrics.read(), LIVE)
         head = self.head()
         notes = [self.without_path(note) for note in data["notes"]]
         return data | {
