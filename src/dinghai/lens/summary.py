@@ -18,6 +18,7 @@ from dinghai.lens.regions import REGIONS
 from dinghai.lens.series import Row, is_number, mean_share, share_of_signal, steps_and_values, weighted_mean
 from dinghai.lens.settings import table
 from dinghai.lens.words import counted
+from dinghai.trace import TraceReader
 
 REWARD_SIGMAS = 2.0  # standard errors of the difference of two means over steps: 1 in 20 by chance
 
@@ -117,11 +118,17 @@ def load_run_metrics(run_folder: Path) -> Metrics:
 
 
 def summarize_rows(
-    run: Path, config: dict[str, Any], metrics: Metrics, notes: list[str], reading: Reading = THOROUGH
+    run: Path,
+    config: dict[str, Any],
+    metrics: Metrics,
+    notes: list[str],
+    reading: Reading = THOROUGH,
+    trace: TraceReader | None = None,
 ) -> RunSummary:
     """As `summarize`, from what was read.
 
     reading: how much of the trace the doctor's checks may read; of a run that still grows no more than QUICK.
+    trace: a reader that knows the trace already.
     """
     training = metrics.training
     evaluations = steps_and_values(metrics.rows, "held_out/accuracy")
@@ -130,9 +137,9 @@ def summarize_rows(
     objective = table(config, "objective")
     steps_planned = _whole(table(config, "run").get("steps"))
     held_out_problems = _whole(table(config, "task").get("held_out"))
-    case = Case(run, config, metrics, reading)
+    case = Case(run, config, metrics, reading, trace)
     if case.state == "running":  # it must not be slowed down
-        case = Case(run, config, metrics, QUICK)
+        case = Case(run, config, metrics, QUICK, trace)
     diagnosis = examine(case)
     if case.too_large:
         unread = counted(case.too_large, "large step")

@@ -16,18 +16,22 @@ from dinghai.lens.run_state import run_state
 from dinghai.lens.summary import RunSummary, load_config, load_run_metrics, summarize_rows
 from dinghai.lens.verdict import sentences
 from dinghai.text import safe
+from dinghai.trace import TraceReader
 from dinghai.view.report_charts import curves, region_charts, update_charts, update_names
 from dinghai.view.report_facts import fact_tiles
 from dinghai.view.settings_table import settings_rows, trained_with, version_rows
 
 
-def overview(run_folder: Path, metrics: Metrics | None = None, reading: Reading = THOROUGH) -> dict[str, Any]:
+def overview(
+    run_folder: Path, metrics: Metrics | None = None, reading: Reading = THOROUGH, trace: TraceReader | None = None
+) -> dict[str, Any]:
     """What is seen of a run without its trace: verdict, facts, curves, settings. Text in it has gone through `safe`.
 
     Args:
         run_folder: `runs/NAME`. What it lacks is said in `notes`.
         metrics: where the caller has read them already; else they are read from the run.
         reading: how much of the trace the doctor's checks may read.
+        trace: a reader that knows the trace already.
 
     Raises:
         InputError: the folder is not a run: it has neither settings nor metrics; or its metrics are damaged.
@@ -41,7 +45,7 @@ def overview(run_folder: Path, metrics: Metrics | None = None, reading: Reading 
     config = config or {}
     rule, rule_notes = _rule(run_folder)
     notes += rule_notes
-    summary = summarize_rows(run_folder, config, metrics, [*notes, *metrics.notes], reading)
+    summary = summarize_rows(run_folder, config, metrics, [*notes, *metrics.notes], reading, trace)
     return {
         "name": safe(run_folder.resolve().name),
         **_progress(run_folder, summary, metrics),

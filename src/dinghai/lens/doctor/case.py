@@ -58,13 +58,21 @@ class Case:
         config: its settings as config.json has them; may lack anything.
         metrics: its rows so far.
         reading: how much of the trace may be read.
+        trace: a reader of the run's trace that knows it already; None: one is made.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], metrics: Metrics, reading: Reading = THOROUGH) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        metrics: Metrics,
+        reading: Reading = THOROUGH,
+        trace: TraceReader | None = None,
+    ) -> None:
         self.folder, self.config = Path(folder), config
         self.rows: Sequence[Row] = metrics.rows
         self.training: Sequence[Row] = metrics.training  # without step 0
-        self.reader = TraceReader(self.folder / "trace")
+        self.reader = trace or TraceReader(self.folder / "trace")
         self._metrics, self._reading = metrics, reading
         self._tokens: dict[tuple[int, int | None], Tokens] = {}
 

@@ -157,7 +157,7 @@ class WatchedRun:
             InputError: it is no run (any more), or its metrics are damaged.
         """
         self._check_links(CONFIG, METRICS, "versions.json", "rule.json", FAILURE_FILE, "trace")
-        data = overview(self.folder, self._metrics.read(), LIVE)
+        data = overview(self.folder, self._metrics.read(), LIVE, self.trace)
         head = self.head()
         notes = [self.without_path(note) for note in data["notes"]]
         return data | {
