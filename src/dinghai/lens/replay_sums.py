@@ -113,10 +113,8 @@ class Replayed:
 
 
 def _signed(weight_N: np.ndarray, tokens: Tokens) -> np.ndarray:
-    silent_N = (tokens.advantage == 0) | ~tokens.scored
     with np.errstate(invalid="ignore", over="ignore"):
-        signed_N = weight_N.astype(np.float64) * tokens.factor * -np.expm1(np.minimum(tokens.logp_new, np.float32(0)))
-    return np.where(silent_N, 0.0, signed_N)
+        return np.where(tokens.norm == 0, 0.0, weight_N.astype(np.float64) * tokens.norm)
 
 
 def sums_of(replayed: Replayed, part_N: np.ndarray | None = None, parts: int = 1) -> np.ndarray:

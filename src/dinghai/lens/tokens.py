@@ -27,6 +27,7 @@ _STOPPED, _KEPT, _AMPLIFIED = (EFFECTS.index(name) for name in ("stopped", "kept
 _NEEDS: dict[str, tuple[str, ...]] = {"log_ratio": ("log_ratio", "logp_new", "logp_old")}
 _NEEDS["ratio"] = _NEEDS["log_ratio"]
 _NEEDS["weight_unclipped"] = (*_NEEDS["ratio"], "advantage", "correction")
+_NEEDS["norm"] = ("logp_new", "advantage", "factor")
 _NEEDS["gradient"] = (*_NEEDS["weight_unclipped"], "factor")
 _NEEDS["removed"] = (*_NEEDS["gradient"], "weight", "effect")
 _NEEDS["scored"] = ("logp_new",)
@@ -125,7 +126,7 @@ class Tokens:
     def gradient(self) -> np.ndarray:
         """f·|w0|·(1-p), [N] float32: the size of the gradient that the token would have without the rule."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.abs(self.weight_unclipped) * self._norm
+            return np.abs(self.weight_unclipped) * self.norm
 
     @cached_property
     def removed(self) -> np.ndarray:
@@ -137,7 +138,7 @@ class Tokens:
             # The trace rounds weights, which alone would take a little from half of the tokens that were left alone.
             untouched_N = (self.effect == _KEPT) | (self.effect == _AMPLIFIED)
             removed_N[untouched_N & np.isfinite(self.weight)] = 0
-            return removed_N * self._norm
+            return removed_N * self.norm
 
     @cached_property
     def signal(self) -> np.ndarray:
@@ -158,8 +159,11 @@ class Tokens:
         return self.signal & (self.region != _INSIDE) & (self.region != _DROPPED) & (self.region != _NO_SIGNAL)
 
     @cached_property
-    def _norm(self) -> np.ndarray:
-        """f·(1-p): 1-p, p = π_new(token), is within a factor √2 the size of ∇log π at the logits."""
+    def norm(self) -> np.ndarray:
+        """f·(1-p), [N] float32, 0 where there is no gradient.
+
+        1-p, p = π_new(token), is within a factor √2 the size of ∇log π at the logits.
+        """
         norm_N = self.factor * -np.expm1(np.minimum(self.logp_new, np.float32(0)))
         return np.where(self._silent, np.float32(0), norm_N)
 
